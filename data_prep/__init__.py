@@ -1,0 +1,1 @@
+"""Raw archives of chest radiographs to checked shards."""

@@ -1,0 +1,51 @@
+"""Package metadata of xmae_jax; every dependency carries its reason."""
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "absl-py",  # flags and logging, as in every JAX code base
+    "array_record",  # the shard format: chunk hashes, random access
+    "flax",  # NNX modules
+    "grain",  # the loader: ordered, threaded, any number of workers
+    "importlib_resources",  # tensorflow-datasets needs it and does not declare it
+    "jax>=0.10,<0.13",  # 0.10 is the newest for Python 3.11
+    "jaxtyping",  # shapes in signatures; checked in the tests, free otherwise
+    "ml-collections",  # configs
+    "numpy",
+    "optax",  # optimizer chains
+    "orbax-checkpoint",  # asynchronous, atomic checkpoints
+    "pillow>=12.2",  # PNG, JPEG, TIFF; the floor is CVE-2026-40192
+    "pydantic>=2.7",  # typed configs: errors that name the key
+    "pydicom>=3.0.2",  # DICOM; the floor is CVE-2026-32711
+    "scikit-image",  # lung heuristic, hulls, outlines
+    "scipy",  # filters of the model-free reconstruction baselines
+    "tensorboardX",  # TensorBoard files without TensorFlow
+    "tensorflow-datasets",  # shards are also a TFDS data set; TensorFlow itself is not needed
+    "tqdm",  # progress bars
+]
+
+EXTRAS = {
+    # DICOM transfer syntaxes beyond the uncompressed ones: JPEG 2000, JPEG-LS, JPEG.
+    "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pyjpegls"],
+    "cuda": ["jax[cuda12]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "dev": [
+        "beartype",  # checks jaxtyping signatures at run time
+        "pyright",
+        "pytest",
+        "pytest-xdist",  # the suite on both cores
+        "ruff",
+        "scikit-learn",  # the pixel baseline that phantoms must withstand
+    ],
+}
+
+setup(
+    name="xmae_jax",
+    version="0.1.0",
+    description="Contour-aware masked auto-encoders for high-definition chest radiographs, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["xmae_jax*", "data_prep*"]),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
