@@ -1,0 +1,1 @@
+"""Flax NNX modules; their files name no mesh axis and no objective."""

@@ -1,0 +1,124 @@
+"""Vision transformer encoder that reads visible patches only.
+
+He et al., Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377, section 3). Differs
+from the reference in that pixels are gathered before they are embedded, so that a hidden patch
+never enters the encoder's program and is not paid for; and in one input channel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from xmae_jax.models.layers import Block, layer_norm, linear, scan, stack
+from xmae_jax.models.position import sincos_2d
+from xmae_jax.typing import Features
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the encoder; `configs/common.py` has Ti, S, B, L and H by name."""
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int
+    stem: Literal["linear", "conv"]
+    """"conv": the released three convolutions (16, 4, 1), for 64-pixel patches."""
+    base_grid: int
+    """Side of the grid in whose unit positions are counted, see `models/position.py`."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"encoder.width {self.width} is no multiple of heads {self.heads}")
+        if self.stem == "conv" and self.patch_size != 64:
+            raise ValueError(f"encoder.stem 'conv' has patches of 64 px, not {self.patch_size}")
+
+
+def patchify(image: Float[Array, "b h w 1"], patch_size: int) -> Float[Array, "b n pp"]:
+    """Cut a film into row-major patches, each flattened as (row, column)."""
+    b, h, w, _ = image.shape
+    p = patch_size
+    x = image.reshape(b, h // p, p, w // p, p)
+    return x.transpose(0, 1, 3, 2, 4).reshape(b, (h // p) * (w // p), p * p)
+
+
+def unpatchify(
+    patches: Float[Array, "b n pp"], grid: tuple[int, int], patch_size: int
+) -> Float[Array, "b h w 1"]:
+    """Undo `patchify`."""
+    (gh, gw), p = grid, patch_size
+    x = patches.reshape(-1, gh, gw, p, p).transpose(0, 1, 3, 2, 4)
+    return x.reshape(-1, gh * p, gw * p, 1)
+
+
+def _torch_linear(
+    inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.LinearGeneral:
+    """Make a linear map with PyTorch's default convolution init: uniform in +-1/sqrt(fan in)."""
+    bound = inputs**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.LinearGeneral(
+        inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
+    )
+
+
+class ConvStem(nnx.Module):
+    """The released code's patch embedding: convolutions 16, 4 and 1 with ReLU between them.
+
+    Source: Event-AHU/Medical_Image_Analysis, HD_Xray_Pretrain_MAE. Their strides equal their
+    kernels, so inside one 64-pixel patch they are three linear maps, which is how they stand here.
+    """
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.conv16 = _torch_linear(16 * 16, width, dtype=dtype, rngs=rngs)
+        self.conv4 = _torch_linear(4 * 4 * width, width, dtype=dtype, rngs=rngs)
+        self.conv1 = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, patches: Float[Array, "b k pp"]) -> Float[Array, "b k d"]:
+        b, k, _ = patches.shape
+        x = patches.reshape(b, k, 4, 16, 4, 16).transpose(0, 1, 2, 4, 3, 5)
+        x = jax.nn.relu(self.conv16(x.reshape(b, k, 16, 256)))  # b k 16 d
+        x = jax.nn.relu(self.conv4(x.reshape(b, k, -1)))  # b k d
+        return self.conv1(x)
+
+
+class Encoder(nnx.Module):
+    """Embed the visible patches, add positions and CLS, run the blocks."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c = config
+        self.config = c
+        if c.stem == "conv":
+            self.patch_embed = ConvStem(c.width, dtype=dtype, rngs=rngs)
+        else:
+            self.patch_embed = linear(c.patch_size**2, c.width, dtype=dtype, rngs=rngs)
+        self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
+        self.blocks = stack(lambda r: Block(c.width, c.heads, dtype=dtype, rngs=r), c.depth, rngs=rngs)
+        self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(
+        self, image: Float[Array, "b h w 1"], keep_ids: Int[Array, "b k"] | None = None
+    ) -> Features:
+        """Encode the patches in `keep_ids` (all of them by default); pixels are in [-1, 1]."""
+        c = self.config
+        b, h, w, _ = image.shape
+        grid = (h // c.patch_size, w // c.patch_size)
+        if keep_ids is None:
+            keep_ids = jnp.broadcast_to(jnp.arange(grid[0] * grid[1]), (b, grid[0] * grid[1]))
+        patches = patchify(image, c.patch_size)  # b n pp
+        visible = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)  # b k pp
+        table = jnp.asarray(sincos_2d(grid, c.width, base_grid=c.base_grid))  # n d
+        x = self.patch_embed(visible.astype(self.dtype)) + table[keep_ids].astype(self.dtype)
+        cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (b, 1, c.width))
+        x = self.norm(scan(self.blocks, jnp.concatenate([cls, x], axis=1)))  # b k+1 d
+        return Features(cls=x[:, 0], patches=x[:, 1:], ids=keep_ids, grid=grid)

@@ -1,0 +1,113 @@
+"""Types that every module shares, and the glossary of shape letters.
+
+Shape letters in signatures: b rows of a batch, h w pixels, gh gw patch grid, n patches, k kept
+(visible) patches, d width, p patch side, l layers, c findings. A film has one channel, written 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+Batch = Mapping[str, jax.Array]
+"""Name -> array, first axis b; always `mask` [b] (1 real row, 0 padding) and `id` int32 [b 2]."""
+
+Params = dict[str, Any]
+"""A nested dict of arrays; a leaf's path is its keys joined by '/'."""
+
+
+class Mean(NamedTuple):
+    """A mean in two parts, added over micro-batches, steps and hosts and divided once, at the end."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+class Features(NamedTuple):
+    """What every encoder returns, after its final norm."""
+
+    cls: Float[Array, "b d"]
+    patches: Float[Array, "b k d"]
+    ids: Int[Array, "b k"]
+    """Which patches of the grid (row-major) they are."""
+    grid: tuple[int, int]
+
+
+class Prepared(NamedTuple):
+    """A batch with every draw made, and the weight of each loss term over the global batch."""
+
+    batch: Batch
+    weights: dict[str, Float[Array, ""]]
+
+
+class LossOut(NamedTuple):
+    """What an objective's loss returns for some rows: sums, never means."""
+
+    totals: dict[str, Float[Array, ""]]
+    metrics: dict[str, Mean]
+    extra: Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step reads and writes; all of it is saved and restored."""
+
+    step: Int[Array, ""]
+    params: Params
+    frozen: Params
+    """Parameters excluded by pattern: no gradient, no optimizer leaf."""
+    opt_state: Any
+    extra: Params
+    """The objective's own state without gradient, such as an average of the parameters."""
+    guard: dict[str, Array]
+    """`skipped`: how many steps were left out because their loss or gradient was not finite."""
+
+
+class Objective(Protocol):
+    """A training method: a frozen dataclass that owns everything peculiar to it.
+
+    The step knows no objective by name. `prepare` sees the whole global batch and makes every
+    random draw; `loss` sees some of its rows and returns sums, so that the number of
+    micro-batches cannot change the result.
+    """
+
+    @property
+    def view(self) -> str:
+        """Name the recipe in `xmae_jax.data.views` that turns a record into this batch."""
+        ...
+
+    def init(self, key: jax.Array) -> tuple[Params, Params]:
+        """Make (params, extra)."""
+        ...
+
+    def prepare(self, batch: Batch, rng: jax.Array, step: jax.Array) -> Prepared:
+        """Draw masks for the global batch, and weigh each term."""
+        ...
+
+    def loss(
+        self,
+        params: Params,
+        frozen: Params,
+        extra: Params,
+        batch: Batch,
+        rng: jax.Array,
+        step: jax.Array,
+    ) -> LossOut:
+        """Sum each term over the rows of `batch`."""
+        ...
+
+    def after_update(self, params: Params, extra: Params, step: jax.Array) -> Params:
+        """Move state that follows the parameters, such as an average of them."""
+        ...
+
+    def predict_fns(self) -> dict[str, Callable[..., dict[str, jax.Array]]]:
+        """Name -> `fn(params, frozen, extra, batch, rng)`, a dict of arrays with first axis b."""
+        ...
+
+
+RowMask = Bool[Array, " b"]
