@@ -6,7 +6,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int, Key
 
 PURPOSES = {"init": 0, "train": 1, "eval": 2}
@@ -28,8 +27,3 @@ def row_keys(rng: Key[Array, ""], rows: int) -> Key[Array, " b"]:
 def id_keys(rng: Key[Array, ""], ids: Int[Array, "b 2"]) -> Key[Array, " b"]:
     """Make one key per record, so that evaluation masks do not depend on batches or order."""
     return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(rng, i[0]), i[1]))(ids)
-
-
-def host_rng(seed: int, step: int, row: int) -> np.random.Generator:
-    """Make the generator of one row's view (crops), on the host."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, step, row))))

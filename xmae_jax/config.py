@@ -1,0 +1,186 @@
+"""From a ConfigDict to frozen dataclasses: the only reader of a ConfigDict.
+
+Defaults stand in `configs/common.py` and nowhere else, so every field here is required, and a
+config that lacks or adds a key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import ml_collections
+import pydantic
+
+from xmae_jax.optim import OptimConfig
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A bad config or usage; main exits 64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where records come from and how they are cut."""
+
+    path: str | tuple[str, ...] | None
+    """A shard directory, or several to mix."""
+    split: str
+    eval_split: str
+    mixture: tuple[int, ...] | None
+    """Rows of each batch from each directory; None shares them in proportion to their sizes."""
+    contour_region: Literal["lungs", "hull"]
+    crop_scale: tuple[float, float] | None
+    """Share of the film that a random crop covers; None shows whole films."""
+    threads: int
+    workers: int
+    """Loader processes; 0 uses threads."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All directories."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; data = -1 takes what fsdp leaves."""
+
+    data: int
+    fsdp: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A resolved config; the objective's own part stays a dict until its class reads it."""
+
+    name: str
+    seed: int
+    total_steps: int
+    batch_size: int
+    """Rows of the global batch of a step."""
+    micro_batch_size: int | None
+    """Rows of the global batch that are in memory at once; None is all."""
+    warmup_steps: int
+    log_every: int
+    checkpoint_every: int
+    checkpoint_keep: int
+    eval_every: int
+    eval_rows: int
+    """Films of each split that evaluation looks at, at most."""
+    picture_every: int
+    image_size: int
+    compute_dtype: str
+    init_from: str | None
+    data: DataConfig
+    mesh: MeshConfig
+    optim: OptimConfig
+    objective: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        positive = "total_steps batch_size log_every checkpoint_every checkpoint_keep eval_every"
+        for name in (*positive.split(), "eval_rows", "picture_every", "image_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.warmup_steps < 0 or self.seed < 0:
+            raise ValueError("warmup_steps and seed must not be negative")
+        if self.batch_size % (self.micro_batch_size or self.batch_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size"
+                f" {self.micro_batch_size}"
+            )
+
+
+def build(cls: type[T], tree: dict[str, Any], *, where: str = "config") -> T:
+    """Make a dataclass from nested dicts; an error names every key that is at fault."""
+    _refuse_nan(tree, where)
+    try:
+        made = pydantic.TypeAdapter(cls).validate_json(json.dumps(tree), strict=True)
+    except pydantic.ValidationError as error:
+        lines = [
+            ".".join([where, *map(str, e["loc"])]) + f": {e['msg']}, got {e['input']!r}"
+            if e["type"] != "missing"
+            else ".".join([where, *map(str, e["loc"])]) + ": missing"
+            for e in error.errors(include_url=False)
+        ]
+        raise ConfigError("\n".join(lines)) from None
+    _refuse_unknown(tree, dataclasses.asdict(made), where)  # pyright: ignore[reportArgumentType]
+    return made
+
+
+def _refuse_nan(tree: Any, where: str) -> None:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            _refuse_nan(value, f"{where}.{name}")
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        raise ConfigError(f"{where} is {tree}")
+
+
+def _refuse_unknown(given: Any, known: Any, where: str) -> None:
+    if not (isinstance(given, dict) and isinstance(known, dict)):
+        return
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"unknown key {where}.{name}{nearest(name, known)}")
+        _refuse_unknown(value, known[name], f"{where}.{name}")
+
+
+def nearest(name: str, known: Any) -> str:
+    """Suggest the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def resolve(config: ml_collections.ConfigDict) -> Config:
+    """Check a whole ConfigDict."""
+    return build(Config, json.loads(config.to_json()))
+
+
+def objective_of(config: Config, objectives: dict[str, type]) -> Any:
+    """Build the objective that a config names."""
+    given = dict(config.objective)
+    name = given.pop("name", None)
+    if name not in objectives:
+        raise ConfigError(
+            f"config.objective.name is {name!r}; known: {', '.join(sorted(objectives))}"
+        )
+    shared = {"image_size": config.image_size, "compute_dtype": config.compute_dtype}
+    return build(objectives[name], {**shared, **given}, where="config.objective")
+
+
+def to_json(config: Config) -> str:
+    """Write a config as stable JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True) + "\n"
+
+
+def from_json(path: str | os.PathLike) -> ml_collections.ConfigDict:
+    """Read a saved config as data: lists become tuples, and a null may take any value."""
+
+    def value(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: value(inner) for name, inner in x.items()}
+        if isinstance(x, list):
+            return tuple(value(inner) for inner in x)
+        return ml_collections.config_dict.placeholder(object) if x is None else x
+
+    return ml_collections.ConfigDict(value(json.loads(Path(path).read_text())))
+
+
+def differences(old: str, new: str) -> list[str]:
+    """List what differs between two configs in JSON, a line each."""
+
+    def flat(tree: Any, where: str = "config") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {where: tree}
+        return {k: v for n, x in tree.items() for k, v in flat(x, f"{where}.{n}").items()}
+
+    a, b = flat(json.loads(old)), flat(json.loads(new))
+    names = sorted(n for n in a.keys() | b.keys() if a.get(n) != b.get(n))
+    return [f"{n}: {a.get(n)!r} in the run directory, {b.get(n)!r} now" for n in names]

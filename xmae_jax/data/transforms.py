@@ -1,0 +1,70 @@
+"""Geometry of one film and its lung mask together, in NumPy and Pillow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+
+class Box(NamedTuple):
+    """A half-open rectangle, as shares of a film's height and width."""
+
+    y0: float
+    x0: float
+    y1: float
+    x1: float
+
+    def seen_through(self, crop: Box) -> Box:
+        """Return this rectangle in the coordinates of a crop, clipped to it."""
+        height, width = crop.y1 - crop.y0, crop.x1 - crop.x0
+        ys = np.clip([(self.y0 - crop.y0) / height, (self.y1 - crop.y0) / height], 0, 1)
+        xs = np.clip([(self.x0 - crop.x0) / width, (self.x1 - crop.x0) / width], 0, 1)
+        return Box(float(ys[0]), float(xs[0]), float(ys[1]), float(xs[1]))
+
+
+WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def random_crop(
+    rng: np.random.Generator, valid: Box, *, scale: tuple[float, float]
+) -> Box:
+    """Draw a rectangle inside `valid` that covers a share of it within `scale`.
+
+    Its aspect ratio is log-uniform in [3/4, 4/3], cut to what fits: the crop of Szegedy et al.
+    (arXiv 1409.4842, section 6), but inside the film, so that it never shows padding.
+    """
+    height, width = valid.y1 - valid.y0, valid.x1 - valid.x0
+    area = height * width * rng.uniform(*scale)
+    ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w = min(np.sqrt(area * ratio), width)
+    h = min(area / w, height)
+    w = min(area / h, width)
+    y0 = valid.y0 + rng.uniform() * (height - h)
+    x0 = valid.x0 + rng.uniform() * (width - w)
+    return Box(float(y0), float(x0), float(y0 + h), float(x0 + w))
+
+
+def _resize(pixels: np.ndarray, crop: Box, size: int, method: Image.Resampling) -> np.ndarray:
+    h, w = pixels.shape
+    if crop == WHOLE and (h, w) == (size, size):
+        return pixels
+    edges = (crop.x0 * w, crop.y0 * h, min(crop.x1, 1.0) * w, min(crop.y1, 1.0) * h)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), method, box=edges))
+
+
+def resize_film(
+    pixels: UInt8[np.ndarray, "h w"], crop: Box, size: int
+) -> UInt8[np.ndarray, "size size"]:
+    """Cut out `crop` and resize it to a square by antialiased bicubic interpolation."""
+    return _resize(pixels, crop, size, Image.Resampling.BICUBIC)
+
+
+def resize_mask(
+    mask: Bool[np.ndarray, "h w"], crop: Box, size: int
+) -> Bool[np.ndarray, "size size"]:
+    """Cut out `crop` and resize it; a cell is set where the mask covers at least half of it."""
+    grey = mask.astype(np.uint8) * np.uint8(255)
+    return _resize(grey, crop, size, Image.Resampling.BOX) >= 128

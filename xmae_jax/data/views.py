@@ -1,0 +1,54 @@
+"""One recipe per objective: a record becomes the arrays that the objective reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from xmae_jax.data import transforms
+from xmae_jax.data.records import decode_image, decode_mask
+from xmae_jax.data.transforms import WHOLE, Box
+
+
+@dataclasses.dataclass(frozen=True)
+class FilmView:
+    """A film, its contour and its valid box, under one crop.
+
+    `image` uint8 [s s 1]; `lung` uint8 [m m], zero where the record has no mask; `box` float32 [4]
+    (y0, x0, y1, x1), the part that is film and not padding, as shares of the view.
+    """
+
+    image_size: int
+    grid: tuple[int, int]
+    contour_region: Literal["lungs", "hull"]
+    crop_scale: tuple[float, float] | None
+    """Share of the film that a random crop covers; None shows the whole film."""
+
+    @property
+    def mask_size(self) -> int:
+        """Side of `lung`: eight cells a patch, fewer where that would pass 320."""
+        return self.grid[0] * min(8, max(1, 320 // self.grid[0]))
+
+    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Decode and cut one record."""
+        pixels = decode_image(record["image"])
+        (h, w), m = pixels.shape, self.mask_size
+        y0, x0, y1, x1 = (float(edge) for edge in record["valid_box"])
+        valid = Box(y0 / h, x0 / w, y1 / h, x1 / w)
+        crop = WHOLE
+        if self.crop_scale is not None:
+            crop = transforms.random_crop(rng, valid, scale=self.crop_scale)
+        stored = record["lung_hull" if self.contour_region == "hull" else "lung_mask"]
+        lung = np.zeros((m, m), bool)
+        if stored is not None:
+            lung = transforms.resize_mask(decode_mask(stored), crop, m)
+        return {
+            "image": transforms.resize_film(pixels, crop, self.image_size)[:, :, None],
+            "lung": lung.astype(np.uint8),
+            "box": np.array(valid.seen_through(crop), np.float32),
+        }
+
+
+VIEWS = {"film": FilmView}

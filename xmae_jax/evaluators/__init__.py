@@ -1,0 +1,1 @@
+"""Evaluators: rows of predictions to numbers; each has one method, `evaluate`."""

@@ -1,0 +1,5 @@
+"""Objectives by the name that a config gives; a new method is a new file and a line here."""
+
+from xmae_jax.objectives.mae import Mae
+
+OBJECTIVES = {"mae": Mae}

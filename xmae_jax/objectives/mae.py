@@ -1,0 +1,201 @@
+"""Masked auto-encoding: hide most patches of a film, predict their pixels.
+
+He et al., Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377), with the masking of
+Wang et al., Pre-training on High Definition X-ray Images (arXiv 2404.17926). Differs from both in
+that padding is never a target, and that the mean runs over the hidden patches of the global batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from xmae_jax import metrics, rng
+from xmae_jax.models.pixel_decoder import DecoderConfig, PixelDecoder
+from xmae_jax.models.vit import Encoder, EncoderConfig, patchify, unpatchify
+from xmae_jax.objectives import masking
+from xmae_jax.objectives.base import ema_update, merge
+from xmae_jax.typing import Batch, LossOut, Params, Prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """How visible patches are drawn, see `objectives/masking.py`."""
+
+    kind: Literal["contour", "rectangle", "random"]
+    keep: int
+    ratio_inside: float
+    ratio_outside: float
+
+
+class MaskedAutoencoder(nnx.Module):
+    """An encoder of visible patches and a decoder of all."""
+
+    def __init__(self, config: Mae, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.compute_dtype)
+        self.encoder = Encoder(config.encoder, dtype=dtype, rngs=rngs)
+        self.decoder = PixelDecoder(
+            config.decoder,
+            encoder_width=config.encoder.width,
+            patch_size=config.encoder.patch_size,
+            base_grid=config.encoder.base_grid,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+
+def normalise(image: Array) -> Float[Array, "b h w 1"]:
+    """Map uint8 pixels to [-1, 1], the mean 0.5 and deviation 0.5 of the released code."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mae:
+    """The objective; its fields are the `objective` part of a config."""
+
+    image_size: int
+    compute_dtype: Literal["float32", "bfloat16"]
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    mask: MaskConfig
+    norm_pix_loss: bool
+    norm_pix_floor: float
+    """Smallest deviation that a patch is divided by, in [-1, 1] pixels. He et al. add 1e-6 to the
+    variance; on black film that blows up JPEG noise, so a floor of one grey level is usual here."""
+    ema_decay: float | None
+    """Decay of an average of the parameters, which evaluation then uses; None keeps none."""
+
+    view = "film"
+    contour_threshold = 0.5
+    """Share of a patch that the contour must cover for it to count as inside."""
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.encoder.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of encoder.patch_size"
+                f" {self.encoder.patch_size}"
+            )
+        n = self.grid[0] * self.grid[1]
+        if not 0 < self.mask.keep < n:
+            raise ValueError(f"mask.keep is {self.mask.keep}, and the grid has {n} patches")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        return (self.image_size // self.encoder.patch_size,) * 2
+
+    @cached_property
+    def _graph(self) -> nnx.GraphDef:
+        abstract = nnx.eval_shape(lambda: MaskedAutoencoder(self, rngs=nnx.Rngs(0)))
+        return nnx.split(abstract)[0]
+
+    def _model(self, params: Params) -> MaskedAutoencoder:
+        return nnx.merge(self._graph, params)
+
+    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
+        """Make (params, extra) in float32."""
+        model = MaskedAutoencoder(self, rngs=nnx.Rngs(params=key))
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return params, {} if self.ema_decay is None else {"ema": params}
+
+    def _masked(self, batch: Batch, keys: Key[Array, " b"]) -> dict[str, Array]:
+        """Add `keep_ids`, `hidden`, `inside`, `target` and `uniform` to a batch."""
+        b, n = batch["image"].shape[0], self.grid[0] * self.grid[1]
+        valid = masking.box_coverage(batch["box"], self.grid) >= 0.5
+        contour = masking.lung_coverage(batch["lung"], self.grid) >= self.contour_threshold
+        m = self.mask
+        if m.kind == "random":
+            mask = masking.random_mask(keys, n, keep=m.keep, valid=valid)
+        else:
+            inside = contour
+            if m.kind == "rectangle":
+                inside = jnp.broadcast_to(masking.rectangle_inside(self.grid), (b, n))
+            mask = masking.contour_mask(
+                keys,
+                inside,
+                keep=m.keep,
+                ratio_inside=m.ratio_inside,
+                ratio_outside=m.ratio_outside,
+                valid=valid,
+            )
+        target = mask.hidden & valid & batch["mask"][:, None]
+        return {
+            **batch,
+            "keep_ids": mask.keep_ids,
+            "hidden": mask.hidden,
+            "target": target,
+            "inside": contour,
+            "uniform": mask.uniform,
+        }
+
+    def prepare(self, batch: Batch, rng_key: Key[Array, ""], step: Array) -> Prepared:
+        """Draw the masks; weigh the one term by its target patches."""
+        masked = self._masked(batch, rng.row_keys(rng_key, batch["image"].shape[0]))
+        return Prepared(masked, {"reconstruction": masked["target"].sum().astype(jnp.float32)})
+
+    def _targets(self, patches: Float[Array, "b n pp"]) -> tuple[Array, Array, Array]:
+        """Return (target, mean, deviation) of each patch; 0 and 1 without norm_pix_loss."""
+        if not self.norm_pix_loss:
+            return patches, jnp.zeros(()), jnp.ones(())
+        mean = patches.mean(axis=-1, keepdims=True)
+        variance = patches.var(axis=-1, keepdims=True, ddof=1)  # ddof 1 as torch.var
+        deviation = jnp.maximum(jnp.sqrt(variance + 1e-6), self.norm_pix_floor)
+        return (patches - mean) / deviation, mean, deviation
+
+    def loss(
+        self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array, step: Array
+    ) -> LossOut:
+        """Sum the squared error of hidden valid patches, each averaged over its pixels."""
+        model = self._model(merge(params, frozen))
+        image = normalise(batch["image"])
+        target, _, _ = self._targets(patchify(image, self.encoder.patch_size))
+        predicted = model.decoder(model.encoder(image, batch["keep_ids"]), batch["hidden"])
+        error = jnp.mean((predicted - target) ** 2, axis=-1)  # b n
+        hidden, inside = batch["target"], batch["inside"]
+        rows = batch["mask"].astype(jnp.float32)
+        return LossOut(
+            totals={"reconstruction": jnp.where(hidden, error, 0.0).sum()},
+            metrics={
+                "loss_inside": metrics.mean_of(error, hidden & inside),
+                "loss_outside": metrics.mean_of(error, hidden & ~inside),
+                "uniform_rows": metrics.mean_of(batch["uniform"].astype(jnp.float32), rows),
+            },
+            extra=extra,
+        )
+
+    def after_update(self, params: Params, extra: Params, step: Array) -> Params:
+        """Move the average of the parameters."""
+        if self.ema_decay is None:
+            return extra
+        return {"ema": ema_update(extra["ema"], params, decay=self.ema_decay, step=step)}
+
+    def reconstruct(
+        self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array
+    ) -> dict[str, Array]:
+        """Predict the hidden patches under masks that depend on the record alone.
+
+        Returns `reconstruction` float32 [b h w 1] in pixel values 0 to 1, `hidden` and `target`
+        [b n]. With norm_pix_loss a prediction says nothing of a patch's mean and deviation; the
+        true ones are put in, as the paper's own pictures do.
+        """
+        masked = self._masked(batch, rng.id_keys(rng_key, batch["id"]))
+        model = self._model(merge(extra.get("ema", params), frozen))
+        image = normalise(batch["image"])
+        _, mean, deviation = self._targets(patchify(image, self.encoder.patch_size))
+        predicted = model.decoder(model.encoder(image, masked["keep_ids"]), masked["hidden"])
+        pixels = unpatchify(predicted * deviation + mean, self.grid, self.encoder.patch_size)
+        return {
+            "reconstruction": (pixels + 1.0) / 2.0,
+            "hidden": masked["hidden"],
+            "target": masked["target"],
+        }
+
+    def predict_fns(self):
+        """Return the one prediction: `reconstruct`."""
+        return {"reconstruct": self.reconstruct}

@@ -1,0 +1,130 @@
+"""Contour-aware masking: which patches of a film the encoder sees.
+
+Wang et al., Pre-training on High Definition X-ray Images (arXiv 2404.17926): patches inside the
+chest contour are hidden with a higher probability than those outside. Differs from the released
+code, which knows one fixed rectangle for every film (`rectangle_inside`): here the region is each
+film's own lung contour, the number of visible patches is the same in every row whatever the size
+of its region, and padding takes no part.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+
+class Mask(NamedTuple):
+    """The visible patches of each row, twice, and the rows whose region said nothing."""
+
+    keep_ids: Int[Array, "b k"]
+    """Visible patches, ascending."""
+    hidden: Bool[Array, "b n"]
+    """The complement of `keep_ids`, padding included; a loss reads `hidden & valid`."""
+    uniform: Bool[Array, " b"]
+    """Rows without a usable region, drawn uniformly over the valid patches."""
+
+
+def lung_coverage(
+    mask: UInt8[Array, "b h w"] | Bool[Array, "b h w"], grid: tuple[int, int]
+) -> Float[Array, "b n"]:
+    """Return the share of each patch that the mask covers, row-major over `grid` = (gh, gw).
+
+    Mask height and width are multiples of the grid's; any nonzero value counts as lung.
+    """
+    (b, h, w), (gh, gw) = mask.shape, grid
+    if h % gh or w % gw:
+        raise ValueError(f"a lung mask of {h} x {w} does not divide into a grid of {gh} x {gw}")
+    cells = (mask != 0).reshape(b, gh, h // gh, gw, w // gw)
+    return jnp.mean(cells.astype(jnp.float32), axis=(2, 4)).reshape(b, gh * gw)
+
+
+def box_coverage(box: Float[Array, "b 4"], grid: tuple[int, int]) -> Float[Array, "b n"]:
+    """Return the share of each patch inside a box (y0, x0, y1, x1), given as shares of the film."""
+
+    def overlap(low, high, cells):  # [b], [b] -> [b cells]
+        edge = jnp.arange(cells, dtype=jnp.float32)
+        inside = jnp.minimum(high[:, None] * cells, edge + 1) - jnp.maximum(
+            low[:, None] * cells, edge
+        )
+        return jnp.clip(inside, 0, 1)
+
+    rows = overlap(box[:, 0], box[:, 2], grid[0])
+    columns = overlap(box[:, 1], box[:, 3], grid[1])
+    return (rows[:, :, None] * columns[:, None, :]).reshape(-1, grid[0] * grid[1])
+
+
+def rectangle_inside(grid: tuple[int, int]) -> Bool[np.ndarray, " n"]:
+    """Return the released code's region: rows 6 to 15, columns 3 to 15 of a 20 x 20 grid.
+
+    Source: Event-AHU/Medical_Image_Analysis, `random_masking_yiliao`: rows floor(0.25 G) + 1 to
+    floor(0.75 G), columns floor(0.125 G) + 1 to floor(0.75 G), both ends included.
+    """
+    gh, gw = grid
+    row, column = np.arange(gh)[:, None], np.arange(gw)[None, :]
+    rows = (row >= gh // 4 + 1) & (row <= gh * 3 // 4)
+    columns = (column >= gw // 8 + 1) & (column <= gw * 3 // 4)
+    return (rows & columns).reshape(-1)
+
+
+def contour_mask(
+    keys: Key[Array, " b"],
+    inside: Bool[Array, "b n"],
+    *,
+    keep: int,
+    ratio_inside: float,
+    ratio_outside: float,
+    valid: Bool[Array, "b n"] | None = None,
+) -> Mask:
+    """Keep exactly `keep` patches visible in every row, fewer inside the contour than outside.
+
+    With n_in and n_out valid patches in the two regions and x = keep * n_in (1 - ratio_inside) /
+    (n_in (1 - ratio_inside) + n_out (1 - ratio_outside)), floor(x + 0.5) of the visible patches
+    lie inside, clamped to what the regions hold; within a region every patch is equally likely.
+    Invalid patches (padding) are visible only when no valid one is left. Where a region is empty,
+    or both ratios are 1, the row is uniform over its valid patches. A row depends on its own key,
+    region and valid patches alone.
+    """
+    n = inside.shape[1]
+    if not 0 < keep <= n:
+        raise ValueError(f"keep is {keep}, and the grid has {n} patches")
+    if not (0 <= ratio_inside <= 1 and 0 <= ratio_outside <= 1):
+        raise ValueError(f"mask ratios lie in [0, 1], got {ratio_inside} and {ratio_outside}")
+    if valid is None:
+        valid = jnp.ones_like(inside)
+    see_inside, see_outside = 1.0 - ratio_inside, 1.0 - ratio_outside
+
+    def one_row(key, inside, valid):
+        inside, outside = inside & valid, ~inside & valid
+        uniform = ~inside.any() | ~outside.any() | (see_inside + see_outside == 0)
+        inside, outside = jnp.where(uniform, valid, inside), outside & ~uniform
+        n_in, n_out = inside.sum(), outside.sum()
+        weight = n_in * see_inside + n_out * see_outside
+        x = jnp.where(weight > 0, keep * (n_in * see_inside) / jnp.maximum(weight, 1e-9), keep)
+        k_in = jnp.floor(x + 0.5).astype(jnp.int32)
+        k_in = jnp.minimum(jnp.maximum(k_in, keep - n_out), jnp.minimum(keep, n_in))
+        k_out = jnp.minimum(keep - k_in, n_out)
+        # One shuffled order of all patches; the first k of each region in it are visible.
+        order = jnp.argsort(jax.random.bits(key, (n,)))
+        visible = jnp.zeros(n, bool)
+        for region, k in ((inside, k_in), (outside, k_out), (~valid, keep - k_in - k_out)):
+            member = region[order]
+            visible |= member & (jnp.cumsum(member) <= k)
+        return jnp.zeros(n, bool).at[order].set(visible), uniform
+
+    visible, uniform = jax.vmap(one_row)(keys, inside, valid)
+    keep_ids = jnp.argsort(~visible, axis=1, stable=True)[:, :keep].astype(jnp.int32)
+    return Mask(keep_ids, ~visible, uniform)
+
+
+def random_mask(
+    keys: Key[Array, " b"], n: int, *, keep: int, valid: Bool[Array, "b n"] | None = None
+) -> Mask:
+    """Keep `keep` of `n` patches, uniformly over the valid ones (MAE's random masking)."""
+    everywhere = jnp.ones((keys.shape[0], n), bool)
+    return contour_mask(
+        keys, everywhere, keep=keep, ratio_inside=0.5, ratio_outside=0.5, valid=valid
+    )

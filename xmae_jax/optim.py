@@ -1,0 +1,147 @@
+"""AdamW with everything by parameter name: decay, freezing, layer-wise rates.
+
+Blocks are stacked, so a bias is [l, d] and rules cannot go by rank: they are regular expressions
+over paths such as `encoder/blocks/mlp/up/bias`. Rate and decay are functions of the step of the
+train state, not of a counter inside the optimizer, so that a step that was left out still counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from xmae_jax.typing import Params
+
+NO_DECAY = re.compile(r".*(^|/)(bias|scale)")
+"""Biases and norms do not decay; tokens do, as with He et al. (arXiv 2111.06377, appendix A)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Settings of AdamW (Loshchilov and Hutter, arXiv 1711.05101) and its schedules."""
+
+    blr: float
+    """Base rate: the peak is blr * batch_size / 256."""
+    min_lr: float
+    schedule: Literal["cosine", "constant"]
+    b1: float
+    b2: float
+    weight_decay: float
+    weight_decay_end: float
+    """Decay moves from weight_decay to this on half a cosine; equal values keep it constant."""
+    clip_norm: float | None
+    """Largest global L2 norm of the gradient; None is off."""
+    layer_decay: float
+    """Rate of block i of l is layer_decay^(l - i), of the embedding layer_decay^(l + 1)."""
+    freeze: tuple[str, ...]
+    """Regular expressions; a parameter whose whole path matches one is not trained."""
+
+    def __post_init__(self) -> None:
+        for name in ("blr", "clip_norm", "layer_decay"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for pattern in self.freeze:
+            re.compile(pattern)
+
+
+def leaf_path(path: tuple) -> str:
+    """Write a key path of a tree as `a/b/c`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
+    """Split a nested dict into (trained, frozen) by regular expressions over paths."""
+
+    def part(tree: Params, prefix: str, frozen: bool) -> Params:
+        out = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                if inner := part(value, f"{prefix}{name}/", frozen):
+                    out[name] = inner
+            elif any(re.fullmatch(p, prefix + name) for p in patterns) is frozen:
+                out[name] = value
+        return out
+
+    return part(params, "", False), part(params, "", True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW for one run; `update` is pure."""
+
+    config: OptimConfig
+    batch_size: int
+    warmup_steps: int
+    total_steps: int
+
+    @property
+    def peak_lr(self) -> float:
+        """The linear scaling rule of Goyal et al. (arXiv 1706.02677)."""
+        return self.config.blr * self.batch_size / 256
+
+    @property
+    def _adam(self) -> optax.GradientTransformation:
+        c = self.config
+        clip = optax.identity() if c.clip_norm is None else optax.clip_by_global_norm(c.clip_norm)
+        return optax.chain(clip, optax.scale_by_adam(c.b1, c.b2))
+
+    def init(self, params: Params) -> Any:
+        """Make the moments, float32, for trained parameters only."""
+        return self._adam.init(params)
+
+    def lr(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Return the rate of step `step`, counted from 0: linear warm-up, then the schedule."""
+        t = step.astype(jnp.float32)
+        warm = jnp.minimum(t / max(self.warmup_steps, 1), 1.0)
+        if self.config.schedule == "constant":
+            return warm * self.peak_lr
+        low = self.config.min_lr
+        falling = low + (self.peak_lr - low) * self._half_cosine(step, self.warmup_steps)
+        return jnp.where(t < self.warmup_steps, warm * self.peak_lr, falling)
+
+    def weight_decay(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Return the decay of step `step`."""
+        start, end = self.config.weight_decay, self.config.weight_decay_end
+        return end + (start - end) * self._half_cosine(step, 0)
+
+    def _half_cosine(self, step: Int[Array, ""], first: int) -> Float[Array, ""]:
+        length = max(self.total_steps - first, 1)
+        share = jnp.clip((step.astype(jnp.float32) - first) / length, 0.0, 1.0)
+        return 0.5 * (1.0 + jnp.cos(jnp.pi * share))
+
+    def update(
+        self, grads: Params, opt_state: Any, params: Params, step: Int[Array, ""]
+    ) -> tuple[Params, Any]:
+        """Return (new params, new opt_state)."""
+        direction, opt_state = self._adam.update(grads, opt_state, params)
+        lr, decay = self.lr(step), self.weight_decay(step)
+
+        def move(path: tuple, p: Array, u: Array) -> Array:
+            name = leaf_path(path)
+            if not NO_DECAY.fullmatch(name):
+                u = u + decay * p
+            return p - lr * layer_rate(name, p.shape, params, self.config.layer_decay) * u
+
+        return jax.tree_util.tree_map_with_path(move, params, direction), opt_state
+
+
+def layer_rate(name: str, shape: tuple[int, ...], params: Params, decay: float) -> Any:
+    """Return what multiplies the rate of one parameter: a number, or a vector over its layers.
+
+    The layer-wise rates of Bao et al., BEiT (arXiv 2106.08254, appendix): the encoder's embedding
+    moves slowest, its last block and everything after it at the full rate.
+    """
+    if decay == 1.0 or not name.startswith("encoder/") or name.startswith("encoder/norm/"):
+        return 1.0
+    if name.startswith("encoder/blocks/"):
+        layers = shape[0]
+        return (decay ** (layers - jnp.arange(layers))).reshape(-1, *[1] * (len(shape) - 1))
+    depth = jax.tree.leaves(params["encoder"]["blocks"])[0].shape[0]
+    return decay ** (depth + 1)

@@ -1,0 +1,85 @@
+"""The mesh, and where every array lies on it; nothing else in the project names a mesh axis.
+
+One device is a mesh of one. Rows of a batch are split over both axes; parameters, and with them
+their moments and averages, are split over `fsdp` along one axis each.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xmae_jax.optim import leaf_path
+
+RULES = (
+    (r".*/blocks/.*/kernel", P(None, "fsdp")),
+    (r".*/kernel", P("fsdp")),
+    (r".*", P()),
+)
+"""(regular expression over the paths of the train state, how to split); the first match counts."""
+
+
+def make_mesh(*, data: int, fsdp: int) -> Mesh:
+    """Lay all devices out as [data, fsdp]; data = -1 takes what fsdp leaves."""
+    devices = jax.device_count()
+    if devices % fsdp:
+        raise ValueError(f"mesh.fsdp is {fsdp}, and there are {devices} devices")
+    data = devices // fsdp if data == -1 else data
+    if data * fsdp > devices:
+        raise ValueError(f"mesh is {data} x {fsdp}, and there are {devices} devices")
+    return jax.make_mesh(
+        (data, fsdp),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=jax.devices()[: data * fsdp],
+    )
+
+
+def state_shardings(shapes: Any, mesh: Mesh) -> Any:
+    """Map a tree of shapes to a tree of shardings by `RULES`."""
+
+    def one(path: tuple, leaf: Any) -> NamedSharding:
+        name = leaf_path(path)
+        spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, name))
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis and size % mesh.shape[axis]:
+                raise ValueError(
+                    f"{name} has shape {leaf.shape}: {size} does not split over {axis} ="
+                    f" {mesh.shape[axis]}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split the first axis of a batch over all devices."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Keep a copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def host_rows(mesh: Mesh, rows: int) -> slice:
+    """Return which rows of a global batch of `rows` this process loads."""
+    if rows % mesh.size:
+        raise ValueError(f"a batch of {rows} rows does not split over {mesh.size} devices")
+    spans = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    starts = [span[0].indices(rows)[:2] for span in spans if span is not None]
+    return slice(min(low for low, _ in starts), max(high for _, high in starts))
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, jax.Array]:
+    """Join every process's rows to arrays of the global batch."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
+        for name, array in batch.items()
+    }

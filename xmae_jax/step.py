@@ -1,0 +1,107 @@
+"""The pure training step; it knows no objective by name."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from xmae_jax import optim, rng
+from xmae_jax.metrics import add
+from xmae_jax.typing import Batch, LossOut, Objective, Params, TrainState
+
+
+def init_state(
+    objective: Objective, optimizer: optim.Optimizer, key: Key[Array, ""]
+) -> TrainState:
+    """Make the state before the first step."""
+    params, extra = objective.init(key)
+    params, frozen = optim.split(params, optimizer.config.freeze)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen=frozen,
+        opt_state=optimizer.init(params),
+        extra=extra,
+        guard={"skipped": jnp.zeros((), jnp.int32)},
+    )
+
+
+def gradient(
+    objective: Objective, state: TrainState, batch: Batch, key: Key[Array, ""], micro_batches: int
+) -> tuple[Params, LossOut, Float[Array, ""]]:
+    """Return (gradient, summed LossOut, loss) of the global batch, in `micro_batches` parts."""
+    batch, weights = objective.prepare(batch, key, state.step)
+    safe = {name: jnp.where(w > 0, w, 1.0) for name, w in weights.items()}
+
+    def loss_fn(params: Params, extra: Params, rows: Batch) -> tuple[Array, LossOut]:
+        out = objective.loss(params, state.frozen, extra, rows, key, state.step)
+        return sum(out.totals[name] / safe[name] for name in weights), out
+
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    if micro_batches == 1:
+        (loss, out), grads = value_and_grad(state.params, state.extra, batch)
+        return grads, out, loss
+
+    # Row i goes to part i % m: each device keeps its own rows, nothing moves between devices.
+    parts = {
+        name: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+        for name, x in batch.items()
+    }
+
+    def one_part(carry: Any, rows: Batch) -> tuple[Any, None]:
+        grads, totals, metrics, extra, loss = carry
+        (part_loss, out), part_grads = value_and_grad(state.params, extra, rows)
+        grads = jax.tree.map(jnp.add, grads, part_grads)
+        totals = jax.tree.map(jnp.add, totals, out.totals)
+        return (grads, totals, add(metrics, out.metrics), out.extra, loss + part_loss), None
+
+    first = {name: x[0] for name, x in parts.items()}
+    out = jax.eval_shape(loss_fn, state.params, state.extra, first)[1]
+    zeros = partial(jax.tree.map, lambda s: jnp.zeros(s.shape, s.dtype))
+    start = (zeros(state.params), zeros(out.totals), zeros(out.metrics), state.extra, jnp.zeros(()))
+    (grads, totals, metrics, extra, loss), _ = jax.lax.scan(one_part, start, parts)
+    return grads, LossOut(totals, metrics, extra), loss
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    objective: Objective,
+    optimizer: optim.Optimizer,
+    seed: int,
+    micro_batches: int,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Take one step; return the new state and what the log wants of it.
+
+    A step whose loss or gradient is not finite changes no parameter, moment or average; it is
+    counted, and step, rate and data go on.
+    """
+    key = rng.key(seed, "train", state.step)
+    grads, out, loss = gradient(objective, state, batch, key, micro_batches)
+    l2_grads = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(l2_grads)
+
+    params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
+    extra = objective.after_update(params, out.extra, state.step)
+    params, opt_state, extra = jax.tree.map(
+        partial(jnp.where, finite),
+        (params, opt_state, extra),
+        (state.params, state.opt_state, state.extra),
+    )
+    skipped = state.guard["skipped"] + (1 - finite.astype(jnp.int32))
+    log = {
+        "training_loss": loss,
+        "means": out.metrics,
+        "lr": optimizer.lr(state.step),
+        "l2_grads": l2_grads,
+        "l2_params": optax.global_norm(params),
+        "skipped": skipped,
+    }
+    new = TrainState(state.step + 1, params, state.frozen, opt_state, extra, {"skipped": skipped})
+    return new, log
