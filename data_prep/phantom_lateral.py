@@ -1,0 +1,145 @@
+"""The lateral chest phantom: the same patient from the side, facing left, spine on the right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.phantom_anatomy import Film, Patient, Study
+from data_prep.phantom_frontal import LUNG_STEP, Layers, grow
+from data_prep.phantom_raster import Curve, Draws, Frame, Tubes, soft, step
+
+
+@dataclass(frozen=True)
+class Side:
+    """Contours of one lateral chest; x is signed, forwards is negative."""
+
+    top: float
+    base: float
+    front: Curve  # inner edge of the sternum, of y
+    back: Curve  # posterior wall, of y
+    floor: Curve  # height of the higher dome, of x
+    sulcus: tuple[float, float]
+
+    def place(self, v: float, depth: float) -> tuple[float, float]:
+        """Return the position of a fractional height and depth in the lungs."""
+        y = self.top + 0.05 + v * (self.base - self.top - 0.06)
+        front, back = self.front.at(y), self.back.at(y)
+        return front + (0.06 + 0.84 * depth) * (back - front), y
+
+
+def build(who: Patient, study: Study) -> Side:
+    """Work out the contours."""
+    deep = 0.88 * who.width
+    top, base = who.apex, who.dome + study.breath - 0.02
+
+    def front(y: np.ndarray) -> np.ndarray:
+        t = np.clip((y - top) / (base - top), 0, 1.4)
+        return -deep * (0.28 + 0.62 * np.clip(t, 0, 1.2) ** 0.62) + 0.02
+
+    def back(y: np.ndarray) -> np.ndarray:
+        t = np.clip((y - top) / (base + 0.12 - top), 0, 1.1)
+        return deep * (0.42 + 0.52 * np.sin(np.pi * (0.12 + 0.62 * t)) ** 1.2) + 0.01
+
+    def floor(x: np.ndarray) -> np.ndarray:
+        t = np.clip(x / deep, -1, 1)
+        return base + 0.16 * np.clip(t + 0.30, 0, 2) ** 2 + 0.08 * np.clip(-t - 0.3, 0, 1) ** 2
+
+    floor_curve, back_curve = Curve(floor, axis="x"), Curve(back, axis="y")
+    x = back_curve.at(base + 0.12) - 0.015
+    return Side(top, base, Curve(front, axis="y"), back_curve, floor_curve, (x, floor_curve.at(x)))
+
+
+def draw(who: Patient, study: Study, film: Film, frame: Frame) -> tuple[Side, Layers]:
+    """Draw the healthy chest from the side."""
+    side = build(who, study)
+    front, back = frame.of_y(side.front), frame.of_y(side.back)
+    floor = frame.of_x(side.floor)
+    over = frame.y - (side.top + 0.02 + 2.2 * (frame.x - 0.03) ** 2)
+    depth = np.minimum(
+        np.minimum(frame.x - front, back - frame.x), np.minimum(over, (floor - frame.y) * 0.85)
+    )
+    lung = soft(depth, max(2 * frame.px, 0.006))
+    total = _body(who, side, frame, front, back)
+    air = 0.62 + 0.38 * (1 - np.exp(-np.clip(depth, 0, 1) / 0.08))
+    total -= LUNG_STEP * 1.05 * lung * air * (0.86 + 0.2 * step((frame.y - side.top) / 0.6))
+    total += _heart(who, study, side, frame, lung)
+    total += _bones(who, side, frame, front, back, floor)
+    below = frame.y - floor
+    total += 0.08 * (1 - np.exp(-np.clip(below, 0, 1) / 0.1)) * soft(back + 0.04 - frame.x, 0.05)
+    second = frame.y - floor - 0.03 - 0.10 * np.clip(frame.x + 0.1, -0.4, 0.4)
+    total -= 0.07 * soft(-second, 0.006) * soft(below, 0.006) * soft(back - frame.x, 0.01)
+    tubes, d = Tubes(), Draws(who.tree, 1)
+    hilum = (0.035, side.top + 0.30)
+    for direction in (-1, 1):
+        grow(d, tubes, hilum, direction, 0.85 * who.width, trunks=7)
+    vessels = tubes.render(frame) * who.vessel_gain * 0.9
+    spread = np.hypot((frame.x - hilum[0]) / 0.05, (frame.y - hilum[1]) / 0.06)
+    total += 0.045 * np.exp(-(spread**2))
+    ratio = np.abs(2 * (frame.x - front) / np.maximum(back - front, 0.05) - 1)
+    return side, Layers(total, lung, depth, ratio, vessels * lung)
+
+
+def _body(who: Patient, side: Side, frame: Frame, front, back) -> np.ndarray:
+    """Trunk, raised arms, neck."""
+    skin = 0.035 + 0.5 * who.fat
+    rise = np.clip(side.top + 0.12 - frame.y, 0, 1)
+    ahead = frame.x - front + skin + who.breast * 0.6 * np.exp(-(((frame.y - 0.58) / 0.12) ** 2))
+    ahead = ahead + 1.1 * rise
+    behind = back + skin + 0.035 - frame.x - 0.25 * rise
+    inside = np.minimum(ahead, behind)
+    thick = 1 - np.exp(-np.clip(inside, 0, 1) / np.float32(0.045))
+    upper = 0.14 * step((side.top + 0.16 - frame.y) / 0.16)
+    return (0.68 + upper) * thick * soft(inside, 0.006)
+
+
+def _heart(who: Patient, study: Study, side: Side, frame: Frame, lung) -> np.ndarray:
+    """Heart on the diaphragm behind the sternum, aortic arch, airway."""
+    grown = 1 + 1.6 * (study.ctr - 0.45)
+    x, y = frame.x + 0.30 * who.width, frame.y - (side.base - 0.10)
+    along, across = 0.80 * x - 0.60 * y, 0.60 * x + 0.80 * y
+    oval = np.sqrt((across / (0.155 * grown)) ** 2 + (along / (0.108 * grown)) ** 2)
+    total = 0.22 * soft(1 - oval, 0.10) * (0.7 + 0.3 * lung)
+    ring = np.hypot(frame.x - 0.045, (frame.y - side.top - 0.22) * 0.9)
+    arch = np.exp(-(((ring - 0.065) / (0.6 * who.knob)) ** 2))
+    total += 0.06 * arch * (frame.y < side.top + 0.30)
+    down = frame.x - 0.105 - 0.10 * (frame.y - side.top - 0.22)
+    below = step((frame.y - side.top - 0.2) / 0.05) * step((side.base - frame.y) / 0.2)
+    total += 0.045 * below * np.exp(-((down / 0.022) ** 2))
+    pipe = soft(0.019 - np.abs(frame.x - 0.004 - 0.12 * frame.y), 0.012)
+    return total - 0.09 * pipe * step((side.top + 0.27 - frame.y) / 0.04)
+
+
+def _bones(who: Patient, side: Side, frame: Frame, front, back, floor) -> np.ndarray:
+    """Vertebrae, sternum, ribs running forwards and down."""
+    spine = frame.x - (back - 0.045)
+    disc = 0.050 + 0.012 * frame.y
+    phase = (frame.y + 0.16 * spine) / disc
+    gap = np.abs(phase - np.round(phase))
+    column = soft(0.036 - np.abs(spine), 0.008) * step((frame.y - 0.02) / 0.1)
+    body = soft(0.40 - gap, 0.06)
+    total = column * (0.050 * body + 0.05 * np.exp(-(((gap - 0.39) / 0.05) ** 2)))
+    plate = soft(0.010 - np.abs(frame.x - front + 0.012), 0.006)
+    rows = step((frame.y - side.top - 0.05) / 0.03) * step((side.base - 0.02 - frame.y) / 0.04)
+    total += 0.10 * plate * rows
+    width = np.maximum(back - front, 0.1)
+    t = np.clip((frame.x - front) / width, -0.1, 1.1)
+    for shift, strength in ((0.0, 0.036), (0.45, 0.028)):
+        fall = 0.30 * np.clip(1 - t, 0, 1) ** 1.3
+        rib = (frame.y - side.top - fall) / (0.105 * (side.base - side.top) / 0.6) + shift
+        off = np.abs(rib - np.round(rib))
+        inside = soft(np.minimum(t, 1.02 - t), 0.04) * (rib > 0.4) * step((9.4 - rib) / 0.4)
+        fade = (0.35 + 0.65 * t) * (1 - 0.6 * step((frame.y - floor) / 0.04))
+        total += strength * soft(0.15 - off, 0.08) * inside * fade
+    lines = Tubes()
+    tip = (back[0, 0] * 0 + 0.20, side.top + 0.30)
+    for shift in (0.0, 0.035):
+        lines.line(
+            (0.10 + shift, side.top + 0.02),
+            (tip[0] + shift, tip[1]),
+            bend=-0.02,
+            radius=0.004,
+            gain=4.0,
+        )
+    return (total + lines.render(frame)) * np.float32(who.bones)
