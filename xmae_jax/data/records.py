@@ -1,0 +1,416 @@
+"""One film on disk: its schema, the shards that hold it, a random-access reader and the writer.
+
+A data set is a directory of ArrayRecord files of `tf.train.Example` protos, named as TFDS names
+them, with TFDS's `features.json` and `dataset_info.json` beside them, so that
+`tfds.builder_from_directory(directory).as_data_source(split)` reads it without TensorFlow, and
+a `manifest.json` that binds every file to its size, sha256 and number of records. ArrayRecord
+detects a damaged chunk by itself; the manifest is what tells of a missing, stale or swapped shard.
+
+Differs from TFDS's own reader: an Example is parsed straight into a dict and pictures stay
+encoded, so importing TensorFlow Datasets is not needed to train.
+"""
+
+import hashlib
+import io
+import json
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from jaxtyping import Bool, Float32, Int32, UInt8
+from PIL import Image
+
+FORMAT = 1  # of manifest.json and of the record; raised when an old reader would misread a new one
+MANIFEST = "manifest.json"
+SPLITS = ("train", "val", "test")
+
+# The label vector of every record, in this order; spelt as the column names of labels.csv.
+FINDINGS = (
+    "No_Finding",
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Lung_Opacity",
+    "Mass",
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+    "Tuberculosis",
+    "COVID-19",
+    "ARDS",
+)
+
+MASK_SIDE = 320  # px, long side of a stored mask: 4 px of a 1280 px film, a quarter of a patch
+JPEG_FROM = 512  # px: films of this side and more are JPEG q95, smaller ones PNG
+
+
+class DataError(Exception):
+    """Bad data on disk; the message names the file, and main exits 65."""
+
+
+class Report(TypedDict):
+    """The sections of a report; empty where there is none."""
+
+    findings: str
+    impression: str
+
+
+class Record(TypedDict):
+    """One film as stored; s is the side of the stored (square) film in pixels."""
+
+    image: bytes  # JPEG or PNG, one channel, s x s
+    lung_mask: bytes | None  # 1-bit PNG over the same square, at most MASK_SIDE px
+    lung_hull: bytes | None  # convex hull of the mask, stored likewise
+    mask_source: str  # "given:<name>", "heuristic", "rectangle" or "none"
+    mask_quality: float  # 0 (none, or useless) to 1
+    id: str  # 16 hex digits, keyed; likewise patient and study
+    patient: str
+    study: str
+    view: str  # "PA", "AP", "AP Supine", "L", ...; empty if unknown
+    source: str
+    split: str
+    labels: Float32[np.ndarray, " c"]  # 1 present, 0 absent, -1 uncertain, NaN unknown
+    report: Report
+    spacing: Float32[np.ndarray, "2"]  # mm between stored pixels (row, column); NaN if unknown
+    original_size: Int32[np.ndarray, "2"]  # height, width of the film that was read
+    valid_box: Int32[np.ndarray, "4"]  # y0, x0, y1, x1 of the film in the square, half open
+
+
+def _example_type() -> Any:
+    """Build `tf.train.Example` in a pool of its own, so that it meets no other copy of it."""
+    fields = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="xmae_jax/example.proto", package="xmae_jax", syntax="proto3"
+    )
+
+    def message(name: str, *entries: tuple[str, int, int, str]) -> Any:
+        made = file.message_type.add(name=name)
+        for number, (field, label, kind, type_name) in enumerate(entries, start=1):
+            type_name = type_name or None
+            made.field.add(name=field, number=number, label=label, type=kind, type_name=type_name)
+        return made
+
+    one, many = fields.LABEL_OPTIONAL, fields.LABEL_REPEATED
+    message("BytesList", ("value", many, fields.TYPE_BYTES, ""))
+    message("FloatList", ("value", many, fields.TYPE_FLOAT, ""))
+    message("Int64List", ("value", many, fields.TYPE_INT64, ""))
+    message(
+        "Feature",
+        ("bytes_list", one, fields.TYPE_MESSAGE, ".xmae_jax.BytesList"),
+        ("float_list", one, fields.TYPE_MESSAGE, ".xmae_jax.FloatList"),
+        ("int64_list", one, fields.TYPE_MESSAGE, ".xmae_jax.Int64List"),
+    )
+    features = message(
+        "Features", ("feature", many, fields.TYPE_MESSAGE, ".xmae_jax.Features.FeatureEntry")
+    )
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, label=one, type=fields.TYPE_STRING)
+    entry.field.add(
+        name="value", number=2, label=one, type=fields.TYPE_MESSAGE, type_name=".xmae_jax.Feature"
+    )
+    message("Example", ("features", one, fields.TYPE_MESSAGE, ".xmae_jax.Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("xmae_jax.Example"))
+
+
+_Example = _example_type()
+_TEXTS = ("mask_source", "id", "patient", "study", "view", "source", "split")
+_MASKS = ("lung_mask", "lung_hull")
+
+
+def encode(record: Record) -> bytes:
+    """Serialise a record as an Example; equal records give equal bytes."""
+    example = _Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(record["image"])
+    for name in _MASKS:
+        # A length of 0 or 1 stands for the optional feature that TFDS has not.
+        feature[name].bytes_list.value.extend([] if record[name] is None else [record[name]])
+    for name in _TEXTS:
+        feature[name].bytes_list.value.append(record[name].encode())
+    for name, text in record["report"].items():
+        feature[f"report/{name}"].bytes_list.value.append(str(text).encode())
+    feature["mask_quality"].float_list.value.append(record["mask_quality"])
+    feature["labels"].float_list.value.extend(record["labels"].tolist())
+    feature["spacing"].float_list.value.extend(record["spacing"].tolist())
+    feature["original_size"].int64_list.value.extend(record["original_size"].tolist())
+    feature["valid_box"].int64_list.value.extend(record["valid_box"].tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+def decode(data: bytes) -> Record:
+    """Parse an Example; pictures stay encoded."""
+    feature = _Example.FromString(data).features.feature
+
+    def text(name: str) -> str:
+        return feature[name].bytes_list.value[0].decode()
+
+    def mask(name: str) -> bytes | None:
+        found = feature[name].bytes_list.value
+        return found[0] if found else None
+
+    def floats(name: str) -> np.ndarray:
+        return np.array(feature[name].float_list.value, np.float32)
+
+    def ints(name: str) -> np.ndarray:
+        return np.array(feature[name].int64_list.value, np.int32)
+
+    return Record(
+        image=feature["image"].bytes_list.value[0],
+        lung_mask=mask("lung_mask"),
+        lung_hull=mask("lung_hull"),
+        mask_source=text("mask_source"),
+        mask_quality=feature["mask_quality"].float_list.value[0],
+        id=text("id"),
+        patient=text("patient"),
+        study=text("study"),
+        view=text("view"),
+        source=text("source"),
+        split=text("split"),
+        labels=floats("labels"),
+        report=Report(findings=text("report/findings"), impression=text("report/impression")),
+        spacing=floats("spacing"),
+        original_size=ints("original_size"),
+        valid_box=ints("valid_box"),
+    )
+
+
+def encode_image(pixels: UInt8[np.ndarray, "h w"]) -> bytes:
+    """Encode a film: JPEG of quality 95 if its long side is JPEG_FROM px or more, else PNG."""
+    out = io.BytesIO()
+    if max(pixels.shape) >= JPEG_FROM:
+        Image.fromarray(pixels).save(out, "JPEG", quality=95)
+    else:
+        Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def encode_mask(mask: Bool[np.ndarray, "h w"]) -> bytes:
+    """Encode a mask as a 1-bit PNG."""
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def decode_image(data: bytes) -> UInt8[np.ndarray, "h w"]:
+    """Decode a stored film."""
+    return np.asarray(Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]))
+
+
+def decode_mask(data: bytes) -> Bool[np.ndarray, "h w"]:
+    """Decode a stored mask."""
+    return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"])).astype(bool)
+
+
+def load_manifest(directory: str | os.PathLike) -> dict[str, Any]:
+    """Read and check `manifest.json`; raise DataError naming the path where it cannot be used."""
+    path = Path(directory) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no manifest, so this is no finished data set") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: unreadable manifest ({type(error).__name__})") from None
+    if version != FORMAT:
+        raise DataError(f"{path}: format {version!r}, but this code reads format {FORMAT}")
+    return manifest
+
+
+class Records:
+    """Random access to the records of one split.
+
+    Thread-safe; a pickled copy reopens its files, so worker processes share nothing.
+    """
+
+    labels: tuple[str, ...]
+    digest: str  # sha256 over the manifest's entries of this split
+
+    def __init__(self, directory: str | os.PathLike, split: str) -> None:
+        """Check the files' sizes and open nothing else yet.
+
+        Raises ValueError naming the splits there are if `split` is none of them, and DataError
+        naming the file if the manifest or a shard is missing, or a shard has another size.
+        """
+        self.directory = Path(directory)
+        self.split = split
+        manifest = load_manifest(directory)
+        self._files = [entry for entry in manifest["files"] if entry["split"] == split]
+        if not self._files:
+            there = ", ".join(sorted({entry["split"] for entry in manifest["files"]}))
+            raise ValueError(f"split {split!r} is not in {self.directory}; there are: {there}")
+        self._check_sizes()
+        self.labels = tuple(manifest["labels"])
+        self.digest = hashlib.sha256(_canonical(self._files).encode()).hexdigest()
+        self._ends = list(accumulate(entry["records"] for entry in self._files))
+        self._forget()
+
+    def _check_sizes(self) -> None:
+        for entry in self._files:
+            path = self.directory / entry["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise DataError(f"{path}: {found}, the manifest says {entry['bytes']} bytes")
+
+    def _forget(self) -> None:
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = ("_readers", "_lock", "_process")
+        return {name: value for name, value in self.__dict__.items() if name not in hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        """Read record `index`; DataError names the shard and the record if it is damaged."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in split {self.split!r}")
+        shard = bisect_right(self._ends, index)
+        position = index - (self._ends[shard - 1] if shard else 0)
+        path = self.directory / self._files[shard]["file"]
+        try:
+            return decode(self._reader(shard).read([position])[0])
+        except Exception as error:  # the reader and the parser raise several kinds
+            raise DataError(f"{path}: record {position} is damaged ({error})") from error
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
+    def ids(self) -> list[str]:
+        """Read the ids of all records, in order."""
+        return [record["id"] for record in self]
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        if self._process != os.getpid():  # a forked child must not share file positions
+            self._forget()
+        reader = self._readers.get(shard)
+        if reader is None:
+            with self._lock:
+                reader = self._readers.get(shard)
+                if reader is None:
+                    path = os.fspath(self.directory / self._files[shard]["file"])
+                    # No read-ahead and no threads: what ArrayRecord advises for random access.
+                    options = "readahead_buffer_size:0,max_parallelism:0"
+                    reader = ArrayRecordReader(path, options, file_reader_buffer_size=32768)
+                    self._readers[shard] = reader
+        return reader
+
+
+def write_shard(path: str | os.PathLike, records: Iterable[Record]) -> int:
+    """Write records to one ArrayRecord file, holding one at a time; return their number.
+
+    One record a chunk makes random access cheap; no compression, since pictures are packed
+    already. The same records give the same bytes.
+    """
+    writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+    count = 0
+    for record in records:
+        writer.write(encode(record))
+        count += 1
+    writer.close()
+    return count
+
+
+def shard_name(name: str, *, split: str, index: int, total: int) -> str:
+    """Name a shard as TFDS does."""
+    return f"{name}-{split}.array_record-{index:05d}-of-{total:05d}"
+
+
+def describe(path: str | os.PathLike, *, split: str, records: int) -> dict[str, Any]:
+    """Make the manifest's entry for a finished shard."""
+    path = Path(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = path.stat().st_size
+    return dict(file=path.name, split=split, bytes=size, sha256=digest, records=records)
+
+
+def write_manifest(directory: str | os.PathLike, manifest: dict[str, Any]) -> None:
+    """Write `manifest.json`: `files` (entries of `describe`), `labels`, and what else is given."""
+    text = json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=True, ensure_ascii=False)
+    (Path(directory) / MANIFEST).write_text(text + "\n")
+
+
+def write_tfds_metadata(directory: str | os.PathLike, *, name: str, labels: int) -> None:
+    """Write features.json and dataset_info.json for the shards of a manifest.
+
+    name: the data set's name, lower case with underscores; labels: length of the label vector.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and only the writer needs it
+
+    files = load_manifest(directory)["files"]
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=Path(directory),
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        dataset_name=name,
+        filetype_suffix="array_record",
+    )
+    splits = []
+    for split in sorted({entry["split"] for entry in files}):
+        of_split = [entry for entry in files if entry["split"] == split]
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[entry["records"] for entry in of_split],
+                num_bytes=sum(entry["bytes"] for entry in of_split),
+                filename_template=template,
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=os.fspath(directory),
+        features=_tfds_features(labels),
+        split_infos=splits,
+        filename_template=template,
+        check_data=False,  # the check needs TensorFlow
+    )
+
+
+def _tfds_features(labels: int) -> Any:
+    import tensorflow_datasets as tfds
+
+    features = tfds.features
+    mask = features.Sequence(features.Image(shape=(None, None, 1), encoding_format="png"))
+    return features.FeaturesDict(
+        {
+            "image": features.Image(shape=(None, None, 1)),
+            **{key: mask for key in _MASKS},
+            **{key: features.Text() for key in _TEXTS},
+            "mask_quality": np.float32,
+            "labels": features.Tensor(shape=(labels,), dtype=np.float32),
+            "report": features.FeaturesDict(
+                {"findings": features.Text(), "impression": features.Text()}
+            ),
+            "spacing": features.Tensor(shape=(2,), dtype=np.float32),
+            "original_size": features.Tensor(shape=(2,), dtype=np.int32),
+            "valid_box": features.Tensor(shape=(4,), dtype=np.int32),
+        }
+    )
+
+
+def _canonical(value: Any) -> str:
+    """Spell JSON in one way only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
