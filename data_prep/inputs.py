@@ -44,7 +44,7 @@ class Inputs:
     masks: dict[str, Path] = field(default_factory=dict)  # film -> mask
     rows: dict[str, Row] = field(default_factory=dict)  # film -> labels
     reports: dict[str, Report] = field(default_factory=dict)  # study -> report
-    tables: tuple[Path, ...] = ()  # the CSV files read, for the digest
+    tables: tuple[Path, ...] = ()  # other files read, for the digest
     orphans: int = 0  # rows of labels.csv without a film
 
 
@@ -59,6 +59,7 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
     masks = masks or _default(folder / "lung_masks")
     labels = labels or _default(folder / "labels.csv")
     reports = reports or _default(folder / "reports.csv")
+    phantoms = _default(folder / "phantoms.json")
     known = {path.resolve() for path in (masks, labels, reports) if path is not None}
     films = _walk(root, known)
     rows, orphans = read_labels(labels, root, films) if labels else ({}, 0)
@@ -68,7 +69,7 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
         masks=_join_masks(masks, films) if masks else {},
         rows=rows,
         reports=read_reports(reports) if reports else {},
-        tables=tuple(path for path in (labels, reports) if path is not None),
+        tables=tuple(path for path in (labels, reports, phantoms) if path is not None),
         orphans=orphans,
     )
 

@@ -33,7 +33,7 @@ def shuffled(films: Sequence[str]) -> list[str]:
 
 
 def shards(films: Sequence[str]) -> list[list[str]]:
-    """Cut a split into shards of nearly equal length, at least 16 of them where that is sensible."""
+    """Cut a split into shards of nearly equal length: 16 or more where films are many."""
     if not films:
         return []
     length = min(max(len(films) // 16, MIN_RECORDS), MAX_RECORDS)
