@@ -60,6 +60,7 @@ class Patient:
     spine: float
     shoulder: float
     breast: float
+    bubble: float
     bones: float
     vessel_gain: float
     tree: int
@@ -74,12 +75,12 @@ class Study:
     breath: float
     turn: float
     ctr: float
-    planted: dict[str, tuple[Planted, ...]] = field(default_factory=dict)
+    planted: dict[str, Planted] = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, int]:
         """Return every finding as 0 or 1, No_Finding first."""
-        found = {name: int(bool(self.planted.get(name))) for name in FINDINGS}
+        found = {name: int(name in self.planted) for name in FINDINGS}
         found["Cardiomegaly"] = int(self.ctr > CARDIOMEGALY_RATIO)
         return {"No_Finding": int(not any(found.values())), **found}
 
@@ -138,10 +139,10 @@ def draw_patient(seed: int, patient: int) -> Patient:
     return Patient(
         sex=sex,
         age=age,
-        width=d.normal(0.372 if sex == "M" else 0.355, 0.024),
+        width=d.normal(0.372 if sex == "M" else 0.355, 0.028),
         apex=d.normal(0.115, 0.016),
-        dome=d.normal(0.745, 0.035),
-        square=d.uniform(4.5, 8.0),
+        dome=d.normal(0.74, 0.042),
+        square=d.uniform(6.0, 10.0),
         fat=d.uniform(0.03, 0.085),
         ctr=ctr,
         heart_right=d.uniform(0.26, 0.40),
@@ -153,6 +154,7 @@ def draw_patient(seed: int, patient: int) -> Patient:
         spine=d.uniform(0.040, 0.050),
         shoulder=d.uniform(-0.02, 0.03),
         breast=d.uniform(0.05, 0.14) if sex == "F" else d.uniform(0.0, 0.03),
+        bubble=d.uniform(0.03, 0.085),
         bones=d.uniform(0.8, 1.25) - 0.003 * (age - 55),
         vessel_gain=d.uniform(0.8, 1.2),
         tree=int(d.uniform(0, 2**31)),
@@ -165,7 +167,7 @@ def draw_study(seed: int, patient: int, place: int) -> Study:
     views: list[tuple[str, ...]] = []
     left = film_count(seed, patient)
     while left:
-        pair = left >= 2 and plan.chance(0.42)
+        pair = left >= 2 and plan.chance(0.34)
         views.append(("PA", "LATERAL") if pair else ("AP",) if plan.chance(0.2) else ("PA",))
         left -= len(views[-1])
     index = 0
@@ -185,31 +187,28 @@ def draw_study(seed: int, patient: int, place: int) -> Study:
     )
 
 
-def _chronic(seed: int, patient: int) -> dict[str, tuple[Planted, ...]]:
+def _chronic(seed: int, patient: int) -> dict[str, Planted]:
     """Draw what stays in its place from study to study."""
     d = Draws(seed, _PATIENT, patient, 2)
     if not d.chance(0.14):
         return {}
-    count = 1 if d.chance(0.8) else 2
-    return {"Nodule": tuple(_planted(d, (0.032, 0.074), (0.06, 0.24)) for _ in range(count))}
+    return {"Nodule": _planted(d, (0.032, 0.074), (0.08, 0.245))}
 
 
-def _acute(d: Draws) -> dict[str, tuple[Planted, ...]]:
-    found: dict[str, tuple[Planted, ...]] = {}
+def _acute(d: Draws) -> dict[str, Planted]:
+    """Draw what comes and goes."""
+    found: dict[str, Planted] = {}
     if d.chance(0.13):
-        found["Atelectasis"] = (_planted(d, (0.09, 0.17), (0.14, 0.26), v=(0.72, 0.9)),)
+        found["Atelectasis"] = _planted(d, (0.10, 0.18), (0.22, 0.40), v=(0.72, 0.92))
     if d.chance(0.13):
-        found["Consolidation"] = (_planted(d, (0.10, 0.19), (0.15, 0.32), h=(0.3, 0.7)),)
+        found["Consolidation"] = _planted(d, (0.10, 0.19), (0.15, 0.32), h=(0.3, 0.7))
     if d.chance(0.11):
-        found["Edema"] = (_planted(d, (0.16, 0.24), (0.10, 0.22)),)
-    if d.chance(0.14):
-        first = _planted(d, (0.0, 1.0), (0.75, 0.95))
-        found["Effusion"] = (_resized(first, 0.05 + 0.19 * first.size**2),)
-        if d.chance(0.25):
-            other = _resized(_planted(d, (0.05, 0.1), (0.75, 0.95)), side=-first.side)
-            found["Effusion"] += (other,)
+        found["Edema"] = _planted(d, (0.16, 0.24), (0.10, 0.20))
+    if d.chance(0.13):
+        small = d.uniform() ** 2  # most effusions only blunt the angle
+        found["Effusion"] = _planted(d, (0.05 + 0.19 * small,) * 2, (0.75, 0.95))
     if d.chance(0.12):
-        found["Pneumothorax"] = (_planted(d, (0.022, 0.06), (0.05, 0.12)),)
+        found["Pneumothorax"] = _planted(d, (0.022, 0.06), (0.05, 0.12))
     return found
 
 
@@ -225,13 +224,6 @@ def _planted(d: Draws, size, contrast, *, v=(0.14, 0.86), h=(0.2, 0.8)) -> Plant
     )
 
 
-def _resized(finding: Planted, size: float | None = None, *, side: int | None = None) -> Planted:
-    values = dict(vars(finding))
-    values["size"] = values["size"] if size is None else size
-    values["side"] = values["side"] if side is None else side
-    return Planted(**values)
-
-
 def draw_film(seed: int, patient: int, place: int, view: str) -> Film:
     """Draw one exposure; nothing here knows a finding."""
     d = Draws(seed, _FILM, patient, place)
@@ -240,11 +232,11 @@ def draw_film(seed: int, patient: int, place: int, view: str) -> Film:
         view=view,
         angle=d.normal(0, 0.02),
         scale=d.normal(0.99, 0.02, clip=2.4),
-        shift=(d.normal(0, 0.014), d.normal(0, 0.016)),
+        shift=(d.normal(0, 0.014), d.normal(0, 0.02)),
         gamma=d.uniform(0.85, 1.25),
         low=d.uniform(0.0, 0.06),
         high=d.uniform(0.86, 1.0),
-        knee=d.uniform(0.9, 1.9),
+        knee=d.uniform(0.2, 1.2),
         noise=d.uniform(0.009, 0.014),
         collimation=(edges[0], edges[1], edges[2], edges[3]),
         marker=d.pick(("", "R", "L", "L")),

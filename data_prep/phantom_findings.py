@@ -7,7 +7,6 @@ depend on the exposure.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from data_prep.phantom_anatomy import Planted, Study
 from data_prep.phantom_frontal import LUNG_STEP, Chest, Layers
@@ -20,12 +19,10 @@ Box = tuple[float, float, float, float]
 def plant(study: Study, chest: Chest | Side, layers: Layers, frame: Frame) -> dict[str, Box]:
     """Add a study's findings to a film; return a box (y0, x0, y1, x1) for each focal one."""
     boxes: dict[str, Box] = {}
-    for name, group in study.planted.items():
-        extra = np.zeros_like(layers.attenuation)
-        for finding in group:
-            extra += _DRAWN[name](finding, chest, layers, frame)
+    for name, finding in study.planted.items():
+        extra = _DRAWN[name](finding, chest, layers, frame)
         layers.attenuation += extra
-        box = _box(extra) if name != "Edema" else None
+        box = _box(extra) if name in FOCAL else None
         if box:
             boxes[name] = box
     return boxes
@@ -37,7 +34,8 @@ def _box(extra: np.ndarray) -> Box | None:
         return None
     rows, cols = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     n = float(extra.shape[0])
-    return rows[0] / n, cols[0] / n, (rows[-1] + 1) / n, (cols[-1] + 1) / n
+    ends = (rows[0], cols[0], rows[-1] + 1, cols[-1] + 1)
+    return tuple(float(end) / n for end in ends)
 
 
 def _centre(finding: Planted, chest: Chest | Side) -> tuple[float, float]:
@@ -120,7 +118,7 @@ def _edema(finding: Planted, chest, layers: Layers, frame: Frame) -> np.ndarray:
             else:
                 x, cy = chest.place(side, 0.66 + 0.36 * u, 0.86 + 0.1 * v)
             run = 0.012 + 0.012 * w
-            lines.line((x - run, cy), (x + run, cy + 0.004), radius=0.0016, gain=5.0, points=30)
+            lines.line((x - run, cy), (x + run, cy + 0.004), radius=0.0016, gain=9.0, points=30)
     layers.vessels *= np.float32(1 + 1.6 * finding.contrast)
     return finding.contrast * LUNG_STEP * haze + lines.render(frame) * layers.lung
 
@@ -151,8 +149,7 @@ def _pneumothorax(finding: Planted, chest, layers: Layers, frame: Frame) -> np.n
         near = np.float32(1.0)
     else:
         near = soft(frame.x * finding.side - 0.02, 0.01)
-        medial = chest.medial[finding.side].values.max() * 0
-        edge = np.minimum(layers.depth, 0.2) + medial
+        edge = np.minimum(layers.depth, 0.2)
         high = step((chest.top + 0.42 - frame.y) / 0.34)
         edge = np.where(frame.ax < 0.12, edge + 3 * (0.12 - frame.ax), edge)
     wide = finding.size / frame.scale * (0.25 + 0.75 * high)
@@ -164,16 +161,12 @@ def _pneumothorax(finding: Planted, chest, layers: Layers, frame: Frame) -> np.n
     return 0.16 * LUNG_STEP * line - finding.contrast * LUNG_STEP * free
 
 
-def _nothing(finding: Planted, chest, layers: Layers, frame: Frame) -> np.ndarray:
-    return np.zeros_like(layers.attenuation)
-
-
-_DRAWN = {
+_DRAWN = {  # cardiomegaly is not planted: the heart itself is drawn large
     "Atelectasis": _atelectasis,
-    "Cardiomegaly": _nothing,  # the heart itself is drawn large
     "Consolidation": _consolidation,
     "Edema": _edema,
     "Effusion": _effusion,
     "Nodule": _nodule,
     "Pneumothorax": _pneumothorax,
 }
+FOCAL = frozenset(_DRAWN) - {"Edema"}

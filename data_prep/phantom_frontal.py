@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.phantom_anatomy import Film, Patient, Study
-from data_prep.phantom_raster import Curve, Draws, Frame, Tubes, smooth_max, soft, step
+from data_prep.phantom_raster import (
+    Curve,
+    Draws,
+    Frame,
+    Tubes,
+    blend_min,
+    bow,
+    smooth_max,
+    soft,
+    step,
+)
 
 LUNG_STEP = 0.40  # attenuation that the air of a lung takes away, against the mediastinum
 
@@ -50,7 +60,7 @@ def build(who: Patient, study: Study, film: Film) -> Chest:
 
     def floor(x: np.ndarray) -> np.ndarray:
         u = np.abs(x) / who.width
-        out = np.where(x < 0, dome[-1], dome[1])
+        out = dome[-1] + (dome[1] - dome[-1]) * step(x / 0.12 + 0.5)
         return (
             out
             + 0.105 * np.clip((u - 0.42) / 0.55, 0, 2) ** 2.2
@@ -72,28 +82,24 @@ def _medial(who: Patient, study: Study, top: float, base: float):
     right, left = right + study.turn, left - study.turn
     upper, lower = base - 0.37, base - 0.055 + 0.02 * who.heart_round
 
-    def hump(y, centre, x, radius):
-        return (
-            x
-            + np.sqrt(np.clip(radius**2 - (y - centre) ** 2, 0, None))
-            - 0.6 * radius * (np.abs(y - centre) >= radius)
-        )
+    def hump(y, centre, x, out, tall):
+        return x + out * np.exp(-(np.abs((y - centre) / tall) ** 2.6) * 1.4)
 
     def edge(y, side):
-        neck = 0.046 + 0.055 * np.exp(-np.clip(y - top, -0.06, 1) / 0.035)
+        neck = 0.046 + 0.05 * np.exp(-np.clip(y - top, -0.02, 1) / 0.06)
         shift = side * -study.turn
         if side < 0:
             atrium = (y - (base - 0.12)) / 0.17
             bulge = right * np.sqrt(np.clip(1 - atrium**2, 0, 1))
-            cava = 0.062 * step((y - top - 0.04) / 0.05) - 0.02 * step((y - base + 0.2) / 0.1)
-            return smooth_max(neck + shift, cava + shift, bulge)
-        arch = hump(y, top + 0.17, 0.040, who.knob) + shift
-        trunk = hump(y, top + 0.265, 0.028, 0.058) + shift
+            cava = hump(y, top + 0.20, 0.036, 0.026 + 0.2 * (who.knob - 0.04), 0.12) + shift
+            return smooth_max(neck - 0.006 + shift, cava, bulge)
+        arch = hump(y, top + 0.17, 0.036, who.knob, 0.055) + shift
+        trunk = hump(y, top + 0.275, 0.040, 0.034, 0.085) + shift
         q = (y - upper) / (lower - upper)
         flank = np.sin(np.clip(q, 0, 1) * np.pi / 2) ** (1.25 - 0.45 * who.heart_round)
         tip = np.sqrt(np.clip(1 - ((y - lower) / 0.10) ** 2, 0, 1))
         ventricle = left * np.where(q < 1, flank, tip)
-        return smooth_max(neck + shift, arch, trunk, ventricle)
+        return smooth_max(neck + shift, arch, trunk, ventricle, k=130.0)
 
     curves = {s: Curve(lambda y, s=s: edge(y, s), axis="y") for s in (-1, 1)}
     return curves, (upper, lower)
@@ -116,150 +122,188 @@ def draw(who: Patient, study: Study, film: Film, frame: Frame) -> tuple[Chest, L
     wall = frame.of_y(chest.wall)
     medial = np.where(frame.x < 0, frame.of_y(chest.medial[-1]), frame.of_y(chest.medial[1]))
     floor = frame.of_x(chest.floor)
-    over = frame.y - (chest.top + 1.6 * (frame.ax - 0.17) ** 2)
-    under = (floor - frame.y) * np.float32(0.8)
-    depth = np.minimum(np.minimum(wall - frame.ax, frame.ax - medial), np.minimum(over, under))
-    lung = soft(depth, max(1.6 * frame.px, 0.004))
+    over = frame.y - frame.of_ax(Curve(lambda x: chest.top + 2.2 * (abs(x) - 0.16) ** 2, axis="x"))
+    under = (floor - frame.y) * 0.8
+    upper = blend_min(blend_min(over, frame.ax - medial, 0.022), wall - frame.ax, 0.03)
+    depth = np.minimum(upper, under)
+    lung = soft(depth, max(1.8 * frame.px, 0.0045))
     ratio = frame.ax / np.maximum(wall, 0.06)
 
-    total = _body(who, chest, film, frame)
-    total -= LUNG_STEP * lung * (0.74 + 0.26 * (1 - np.exp(-np.clip(depth, 0, 1) / 0.05)))
-    total += _middle(who, study, chest, frame, medial, depth)
-    total += _abdomen(who, chest, frame, floor)
+    total, body = _body(who, chest, film, frame)
+    total -= LUNG_STEP * lung * (0.72 + 0.28 * (1 - np.exp(np.minimum(depth, 0.3) * (-1 / 0.05))))
+    _middle(who, study, chest, frame, total)
+    _heart(who, chest, frame, medial, total)
+    _abdomen(who, chest, frame, floor, total)
     total += _ribs(who, chest, frame, wall, ratio, floor)
-    total += _girdle(who, chest, film, frame)
+    _girdle(who, chest, film, frame, total)
+    total *= body
     tubes = Tubes()
     hila = tree(who, chest, tubes)
-    vessels = tubes.render(frame) * who.vessel_gain
-    inside = np.maximum(lung, 0.35 * soft(0.09 - np.abs(frame.y - hila), 0.05))
-    return chest, Layers(total, lung, depth, ratio, vessels * inside)
+    vessels = tubes.render(frame) * np.float32(who.vessel_gain)
+    near = Curve(lambda y: 0.4 * step((0.12 - abs(y - hila)) / 0.06), axis="y")
+    return chest, Layers(total, lung, depth, ratio, vessels * np.maximum(lung, frame.of_y(near)))
 
 
-def _body(who: Patient, chest: Chest, film: Film, frame: Frame) -> np.ndarray:
-    """Soft tissue: trunk, neck, shoulders, arms."""
+def _body(who: Patient, chest: Chest, film: Film, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the attenuation and the coverage of trunk, neck, shoulders and arms."""
     armpit = chest.top + film.arms - 0.05
 
     def side(y: np.ndarray) -> np.ndarray:
-        trunk = who.width + who.fat + 0.02 - 0.03 * step((y - 0.5) / 0.4)
+        trunk = 1.02 * who.width + who.fat + 0.012 - 0.03 * step((y - 0.5) / 0.4)
         return trunk + 0.5 / (1 + np.exp(np.clip((y - armpit) / 0.022, -30, 30)))
 
     def shoulder(x: np.ndarray) -> np.ndarray:
-        neck = 0.125 + 0.6 * who.fat
-        slope = chest.top - 0.075 + who.shoulder + 0.16 * (np.abs(x) - neck)
-        return slope - 0.16 * np.exp(-np.clip(np.abs(x) - neck + 0.02, 0, 1) / 0.03)
+        neck = 0.115 + 0.6 * who.fat
+        slope = chest.top - 0.075 + who.shoulder + 0.20 * (np.abs(x) - neck)
+        return slope - 0.22 * np.exp(-np.clip(np.abs(x) - neck + 0.02, 0, 1) / 0.045)
 
     inside = np.minimum(
         frame.of_y(Curve(side, axis="y")) - frame.ax,
-        (frame.y - frame.of_ax(Curve(shoulder, axis="x"))) * np.float32(0.9),
+        (frame.y - frame.of_ax(Curve(shoulder, axis="x"))) * 0.9,
     )
-    thick = 1 - np.exp(-np.clip(inside, 0, 1) / np.float32(0.05 + 0.3 * who.fat))
-    total = 0.70 * thick * soft(inside, 0.004)
+    body = soft(inside, 0.004)
+    total = 1 - np.exp(np.clip(inside, 0, 0.4) * (-1 / (0.028 + 0.10 * who.fat)))
+    arm = Curve(lambda y: 0.12 * step((armpit + 0.05 - y) / 0.3), axis="y")
+    far = Curve(lambda x: step((np.abs(x) - who.width - 0.03) / 0.12), axis="x")
+    total *= 0.66 - frame.of_y(arm) * frame.of_ax(far)
     if who.breast > 0.03:
-        for s in (-1, 1):
-            across = (frame.x - s * 0.56 * who.width) / (0.5 * who.width)
-            along = (frame.y - 0.60) / 0.17
-            fold = across**2 + np.where(along > 0, along, 0.6 * along) ** 2
-            total += who.breast * np.sqrt(np.clip(1 - fold, 0, 1))
-    return total
+        part = frame.crop((0.25, 0.82))
+        across = (part.ax - 0.56 * who.width) / (0.5 * who.width)
+        along = (part.y - 0.60) / 0.17
+        fold = across**2 + np.where(along > 0, along, 0.6 * along) ** 2
+        total[part.at] += who.breast * np.sqrt(np.clip(1 - fold, 0, 1))
+    return total, body
 
 
-def _middle(who, study, chest: Chest, frame: Frame, medial, depth) -> np.ndarray:
-    """Heart, great vessels, spine and airway, as they overlap in the middle."""
-    upper, lower = chest.heart_y
-    within = soft(medial - frame.ax, max(1.6 * frame.px, 0.004))
-    heart = within * step((frame.y - upper) / 0.10) * step((frame.ax - 0.02) / 0.08)
-    total = 0.05 * within - 0.07 * heart * np.float32(1) * step((frame.ax - 0.04) / 0.12)
-    x = frame.x - np.float32(study.turn)
+def _heart(who: Patient, chest: Chest, frame: Frame, medial, total: np.ndarray) -> None:
+    """Heart and great vessels: round in depth, so thinner towards their edges."""
+    part = frame.crop((-0.2, chest.heart_y[1] + 0.2), (0.5 - 0.3, 0.5 + 0.4))
+    deep = medial[part.at] - part.ax
+    within = soft(deep, max(1.8 * frame.px, 0.0045))
+    upper = chest.heart_y[0]
+    lower = chest.heart_y[1]
+    ends = Curve(
+        lambda y: step((y - chest.top + 0.02) / 0.12) * step((lower + 0.2 - y) / 0.15), axis="y"
+    )
+    thick = Curve(lambda y: 0.09 + 0.06 * step((y - upper + 0.05) / 0.15), axis="y")
+    round_ = 1 - np.exp(np.clip(deep, 0, 1) * (-1 / 0.035))
+    total[part.at] += within * part.of_y(ends) * (part.of_y(thick) * round_ - 0.035)
+
+
+def _middle(who, study, chest: Chest, frame: Frame, total: np.ndarray) -> None:
+    """Spine, aorta behind the heart, airway."""
+    part = frame.crop((-0.2, 1.2), (0.5 - 0.13, 0.5 + 0.13))
+    x, y = part.x - study.turn, part.y
     ax = np.abs(x)
-    disc = 0.052 + 0.010 * frame.y
-    phase = (frame.y - np.float32(0.01)) / disc
+    disc = 0.052 + 0.010 * y
+    phase = (y - 0.01) / disc
     gap = np.abs(phase - np.round(phase))
-    column = soft(np.float32(who.spine) - ax, 0.012)
+    column = soft(who.spine - ax, 0.014)
     plate = np.clip(1 - np.abs(gap - 0.40) / 0.07, 0, 1)
-    total += who.bones * column * (0.055 + 0.030 * plate - 0.025 * (gap > 0.44))
-    pedicle = ((ax - 0.7 * who.spine) / 0.0075) ** 2 + ((gap - 0.12) * disc / 0.011) ** 2
-    total += who.bones * 0.030 * np.exp(-((pedicle - 1) ** 2) / 0.5) * (pedicle < 3)
+    rise = part.of_y(Curve(lambda y: 0.035 + 0.035 * step((y - 0.3) / 0.5), axis="y"))
+    extra = column * (rise + 0.022 * plate - 0.020 * (gap > 0.44))
+    pedicle = ((ax - 0.68 * who.spine) / 0.0075) ** 2 + ((gap - 0.12) * disc / 0.011) ** 2
+    extra += 0.024 * np.exp(np.minimum((pedicle - 1) ** 2, 20) * -2.0)
     spinous = (x / 0.006) ** 2 + ((gap - 0.25) * disc / 0.010) ** 2
-    total += who.bones * 0.035 * np.exp(-spinous)
+    extra += 0.028 * np.exp(-np.minimum(spinous, 20))
+    extra *= who.bones
+    arch = chest.top + 0.17
+    along = Curve(lambda y: 0.03 * step((y - arch) / 0.05) * step((0.8 - y) / 0.2), axis="y")
+    extra += part.of_y(along) * soft(0.062 - 0.02 * (y - arch) - x, 0.006) * (x > 0)
     carina = chest.top + 0.235
-    windpipe = soft(0.0205 - np.abs(x + 0.004 + 0.03 * np.clip(frame.y - 0.2, 0, 1)), 0.010)
-    total -= 0.085 * windpipe * step((carina - frame.y) / 0.03)
-    run = frame.y - carina + 0.012
-    for s, slope in ((-1, 0.85), (1, 1.25)):
-        branch = soft(0.0125 - np.abs(s * x - slope * run) * 0.75, 0.012)
-        total -= 0.045 * branch * step(run / 0.02) * step((0.085 - run) / 0.03)
-    return total
+    pipe = Curve(lambda y: 0.075 * step((carina - y) / 0.03) * step((y + 0.05) / 0.2), axis="y")
+    bend = Curve(lambda y: 0.004 + 0.03 * np.clip(y - 0.2, 0, 1), axis="y")
+    extra -= part.of_y(pipe) * soft(0.0195 - np.abs(x + part.of_y(bend)), 0.012)
+    run = y - carina + 0.012
+    gate = Curve(
+        lambda y: step((y - carina + 0.012) / 0.02) * step((carina + 0.073 - y) / 0.03), axis="y"
+    )
+    branches = soft(0.0115 - np.abs(-x - 0.85 * run) * 0.75, 0.012)
+    branches += soft(0.0115 - np.abs(x - 1.25 * run) * 0.75, 0.012)
+    total[part.at] += extra - 0.04 * branches * part.of_y(gate)
 
 
-def _abdomen(who: Patient, chest: Chest, frame: Frame, floor) -> np.ndarray:
+def _abdomen(who: Patient, chest: Chest, frame: Frame, floor, total: np.ndarray) -> None:
     """Denser below the domes, with the stomach's air under the left one."""
-    below = frame.y - floor
-    total = 0.10 * (1 - np.exp(-np.clip(below, 0, 1) / 0.09))
-    total -= 0.05 * np.exp(-np.clip(below, 0, 1) / 0.03) * (below > 0)
-    x = (frame.x - 0.52 * who.width) / 0.075
-    y = (frame.y - chest.dome[1] - 0.062) / 0.034
+    part = frame.crop((chest.dome[-1] - 0.02, 1.2))
+    below = part.y - floor[part.at]
+    under = np.clip(below, 0, 1)
+    extra = 0.09 - 0.09 * np.exp(under * (-1 / 0.09))
+    extra -= 0.06 * np.exp(under * (-1 / 0.03)) * (below > 0)
+    x = (part.x - 0.52 * who.width) / who.bubble
+    y = (part.y - chest.dome[1] - 0.022 - 0.5 * who.bubble) / (0.45 * who.bubble)
     bubble = x**2 + y**2 + 0.25 * x * y
-    return total - 0.17 * soft(1 - bubble, 0.35) * step(below / 0.012)
+    extra -= 0.15 * soft(1 - bubble, 0.35) * step(below / 0.012)
+    total[part.at] += extra
 
 
 def _ribs(who: Patient, chest: Chest, frame: Frame, wall, ratio, floor) -> np.ndarray:
     """Posterior ribs that fall to the side, anterior ribs that fall to the middle, the wall."""
-    r = np.clip(ratio, 0, 1.12)
+    r = np.minimum(ratio, 1.12)
     r2 = r * r
-    r12 = r2**6
-    gap = np.float32((chest.dome[-1] - chest.top) / 8.6)
-    fall = np.float32(who.rib_slope) * (0.6 + 0.8 * frame.y)
-    phase = (frame.y - chest.top - 0.004 - fall * (r - 0.18) ** 2 - 0.05 * r12) / gap
-    phase += np.float32(0.25 + 0.25 * who.rib_offset)
+    r6 = r2 * r2 * r2
+    gap = (chest.dome[-1] - chest.top) / 8.6
+    fall = frame.of_y(Curve(lambda y: who.rib_slope * (0.6 + 0.8 * y) / gap, axis="y"))
+    level = frame.of_y(
+        Curve(lambda y: (y - chest.top - 0.004) / gap + 0.25 + 0.25 * who.rib_offset, axis="y")
+    )
+    phase = level - fall * (r - 0.18) ** 2 - (0.05 / gap) * r6 * r6
     off = np.abs(phase - np.round(phase))
-    edge = max(1.5 * frame.px / gap, 0.05)
-    rib = soft(np.float32(who.rib_wide) - off, edge)
-    rim = np.clip(1 - np.abs(off - (who.rib_wide - 0.03)) / 0.055, 0, 1)
-    cage = soft(1.0 - ratio, 0.02) * (phase > 0.45) * step((11.4 - phase) / 0.3)
-    deep = 1 - 0.7 * step((frame.y - floor) / 0.03)
-    cage = cage * deep * (0.35 + 0.65 * step((r - 0.12) / 0.12))
-    total = cage * (0.058 * rib + 0.040 * rim)
-    front = (frame.y - chest.top - 0.07 - (0.30 * (1 - r) + 0.05 * (1 - r2)) * 0.62) / gap
-    front = front + np.float32(0.25 * who.rib_offset + 0.4)
+    edge = max(1.5 * frame.px / gap, 0.06)
+    rim = np.clip(1 - np.abs(off - (who.rib_wide - 0.03)) * (1 / 0.06), 0, 1)
+    cage = soft(1.0 - ratio, 0.02) * (phase > 0.45) * np.clip((11.4 - phase) * 3, 0, 1)
+    cage *= 1 - 0.7 * np.clip((frame.y - floor) * (1 / 0.03), 0, 1)
+    cage *= np.clip(0.3 + (r - 0.10) * 6, 0.3, 1)
+    total = 0.055 * soft(who.rib_wide - off, edge) + 0.036 * rim
+    lead = (chest.top + 0.07) / gap - (chest.top + 0.004) / gap - 0.15
+    front = level - lead - ((0.186 / gap) * (1 - r) + (0.031 / gap) * (1 - r2))
     off = np.abs(front - np.round(front))
-    rib = soft(np.float32(who.rib_wide + 0.03) - off, edge * 1.3)
-    fade = step((r - 0.38) / 0.25) * (front > 0.5) * step((7.4 - front) / 0.3)
-    total += fade * cage * 0.036 * rib
-    rim = np.exp(-(((frame.ax - wall - 0.006) / 0.006) ** 2))
-    rows = (frame.y > chest.top) * step((chest.dome[-1] + 0.16 - frame.y) / 0.05)
-    total += rows * rim * (0.05 + 0.035 * np.cos(2 * np.pi * phase))
-    return total * np.float32(who.bones)
+    fade = np.clip((r - 0.38) * 4, 0, 1) * (front > 0.5) * np.clip((7.4 - front) * 3, 0, 1)
+    total += 0.036 * fade * soft(who.rib_wide + 0.03 - off, edge * 1.3)
+    total *= cage
+    rows = Curve(
+        lambda y: (y > chest.top) * step((chest.dome[-1] + 0.16 - y) / 0.05) * who.bones, axis="y"
+    )
+    rim = np.exp(-np.minimum(((frame.ax - wall - 0.006) * (1 / 0.006)) ** 2, 20))
+    rim *= 0.05 + 0.035 * np.clip(1 - 2 * np.abs(off - 0.25) * 4, -1, 1)
+    return total * who.bones + frame.of_y(rows) * rim
 
 
-def _girdle(who: Patient, chest: Chest, film: Film, frame: Frame) -> np.ndarray:
+def _girdle(who: Patient, chest: Chest, film: Film, frame: Frame, total: np.ndarray) -> None:
     """Clavicles, shoulder blades, heads of the humerus."""
     lift = 0.02 if film.view == "AP" else 0.0
     inner = chest.top + 0.085 - lift + who.shoulder * 0.5
+    part = frame.crop((-0.2, chest.top + 0.42))
 
     def clavicle(x: np.ndarray) -> np.ndarray:
         t = np.clip((np.abs(x) - 0.035) / 0.37, 0, 1.2)
         return inner - 0.085 * t**0.75 - 0.014 * np.sin(2 * np.pi * np.clip(t, 0, 1))
 
-    from_axis = np.abs(frame.y - frame.of_ax(Curve(clavicle, axis="x")))
-    half = 0.0125 - 0.008 * frame.ax
-    along = soft(frame.ax - 0.037, 0.012) * soft(0.43 - frame.ax, 0.02)
-    bone = soft(half - from_axis, 0.005)
-    total = along * (0.075 * bone + 0.035 * np.exp(-(((half - from_axis) / 0.003) ** 2)))
+    from_axis = np.abs(part.y - part.of_ax(Curve(clavicle, axis="x")))
+    half = 0.0125 - 0.008 * part.ax
+    along = part.of_ax(
+        Curve(lambda x: soft(np.abs(x) - 0.037, 0.012) * soft(0.43 - np.abs(x), 0.02), axis="x")
+    )
+    rim = np.exp(-np.minimum(((half - from_axis) * (1 / 0.003)) ** 2, 20))
+    extra = along * (0.075 * soft(half - from_axis, 0.005) + 0.035 * rim)
     arm_x, arm_y = 0.475, chest.top + 0.035 + who.shoulder
-    ball = np.sqrt((frame.ax - arm_x) ** 2 + (frame.y - arm_y) ** 2)
-    head = soft(0.052 - ball, 0.006)
-    axis = np.abs(frame.ax - arm_x - 0.02 - 0.35 * (frame.y - arm_y))
-    shaft = soft(0.028 - axis, 0.006) * (frame.y > arm_y)
-    total += 0.10 * np.maximum(head, shaft)
-    lines = Tubes()
+    ball = np.sqrt((part.ax - arm_x) ** 2 + (part.y - arm_y) ** 2)
+    axis = np.abs(part.ax - arm_x - 0.02 - 0.35 * (part.y - arm_y))
+    shaft = soft(0.028 - axis, 0.008) * step((part.y - arm_y) / 0.05)
+    extra += 0.09 * np.maximum(soft(0.052 - ball, 0.008), shaft)
+    extra += 0.04 * np.exp(-np.minimum(((ball - 0.050) * 200) ** 2, 20))
     out = who.width + (0.015 if film.view == "PA" else -0.03)
-    for s in (-1, 1):
-        tip = (s * (out - 0.03), chest.top + 0.34)
-        lines.line((s * 0.425, chest.top + 0.085), tip, bend=s * -0.02, radius=0.006, gain=6.0)
-        lines.line(
-            (s * (out - 0.095), chest.top + 0.03), tip, bend=s * 0.02, radius=0.003, gain=5.0
-        )
-    return (total + lines.render(frame)) * np.float32(who.bones)
+    low = chest.top + 0.34
+    across = (low - part.y) / 0.255
+    inside = step(across / 0.1) * step((1.15 - across) / 0.15)
+    for where, bend, high in ((0.425 - out + 0.03, 0.02, 0.05), (-0.065, -0.02, 0.03)):
+        line = out - 0.03 + where * across + bend * 4 * across * (1 - across)
+        extra += high * inside * np.exp(-np.minimum(((part.ax - line) * 170) ** 2, 20))
+    total[part.at] += extra * who.bones
+
+
+# first branches of a pulmonary artery: angle below the horizontal, length, radius
+_ARTERIES = ((1.2, 0.13, 0.0085), (0.75, 0.09, 0.006), (-1.1, 0.08, 0.006))
 
 
 def tree(who: Patient, chest: Chest, tubes: Tubes) -> float:
@@ -268,14 +312,28 @@ def tree(who: Patient, chest: Chest, tubes: Tubes) -> float:
     hilum = chest.top + 0.30
     reach = 0.5 * (who.width - 0.07) + 0.35 * (chest.dome[-1] - chest.top) / 2
     for side in (-1, 1):
-        root = chest.medial[side].at(hilum - 0.02 * side)
-        grow(d, tubes, (side * (root * 0.6 + 0.03), hilum - 0.008 * side), side, reach)
+        y = hilum - 0.010 * side
+        x = side * (chest.medial[side].at(y) + 0.012)
+        grow(d, tubes, (x, y), side, reach)
+        for angle, length, radius in (
+            (1.2, 0.13, 0.0085),
+            (0.75, 0.09, 0.006),
+            (-1.1, 0.08, 0.006),
+        ):
+            angle = angle + 0.12 * d.normal()
+            end = (x + side * length * np.cos(angle), y + length * np.sin(angle))
+            taper = radius * np.linspace(1.0, 0.6, 80)
+            cx, cy = bow((x - side * 0.01, y - 0.02 * np.sign(angle)), end, -0.01 * side, 80)
+            tubes.add(cx, cy, taper, length / 80, 6.0)
+        for u, v, w in d.uniforms(7, 3):
+            cx, cy = x + side * 0.030 * u, y + 0.045 * (v - 0.45)
+            tubes.add([cx], [cy], 0.006 + 0.004 * w, 0.010, 5.0)
     return hilum
 
 
 def grow(d: Draws, tubes: Tubes, root, side: int, reach: float, *, trunks: int = 11) -> None:
     """Grow trunks from a hilum, each splitting in two five times; all segments at once."""
-    angle = np.linspace(-1.35, 1.45, trunks) + 0.12 * d.normals(trunks)
+    angle = np.linspace(-1.35, 1.45, trunks) + 0.16 * d.normals(trunks)
     x = root[0] + side * 0.012 * np.cos(angle)
     y = root[1] + 0.055 * np.sin(angle)
     radius = 0.0062 * (0.7 + 0.5 * d.uniforms(trunks))
@@ -287,7 +345,7 @@ def grow(d: Draws, tubes: Tubes, root, side: int, reach: float, *, trunks: int =
         dx = np.cumsum(np.cos(turn), 0) * length / 26 * side
         dy = np.cumsum(np.sin(turn), 0) * length / 26
         taper = radius * (1 - 0.25 * t)
-        tubes.add(x + dx, y + dy, taper, np.broadcast_to(length / 26, t.shape[:1] + x.shape), 2.4)
+        tubes.add(x + dx, y + dy, taper, length / 26, 10.0)
         x, y, angle = x + dx[-1], y + dy[-1], turn[-1]
         spread = (0.28 + 0.25 * d.uniforms(len(x))) * (1.0 + 0.08 * level)
         angle = np.concatenate([angle - spread, angle + spread * 0.8])

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.phantom_anatomy import Film, Patient, Study
 from data_prep.phantom_frontal import LUNG_STEP, Layers, grow
-from data_prep.phantom_raster import Curve, Draws, Frame, Tubes, soft, step
+from data_prep.phantom_raster import Curve, Draws, Frame, Tubes, blend_min, soft, step
 
 
 @dataclass(frozen=True)
@@ -57,50 +57,57 @@ def draw(who: Patient, study: Study, film: Film, frame: Frame) -> tuple[Side, La
     front, back = frame.of_y(side.front), frame.of_y(side.back)
     floor = frame.of_x(side.floor)
     over = frame.y - (side.top + 0.02 + 2.2 * (frame.x - 0.03) ** 2)
-    depth = np.minimum(
-        np.minimum(frame.x - front, back - frame.x), np.minimum(over, (floor - frame.y) * 0.85)
-    )
+    ends = blend_min(np.minimum(frame.x - front, back - frame.x), over, 0.05)
+    depth = np.minimum(ends, (floor - frame.y) * 0.85)
     lung = soft(depth, max(2 * frame.px, 0.006))
-    total = _body(who, side, frame, front, back)
+    total, body = _body(who, side, frame, front, back)
     air = 0.62 + 0.38 * (1 - np.exp(-np.clip(depth, 0, 1) / 0.08))
     total -= LUNG_STEP * 1.05 * lung * air * (0.86 + 0.2 * step((frame.y - side.top) / 0.6))
     total += _heart(who, study, side, frame, lung)
     total += _bones(who, side, frame, front, back, floor)
     below = frame.y - floor
     total += 0.08 * (1 - np.exp(-np.clip(below, 0, 1) / 0.1)) * soft(back + 0.04 - frame.x, 0.05)
+    depth_wall = np.minimum(frame.x - front, back - frame.x)
     second = frame.y - floor - 0.03 - 0.10 * np.clip(frame.x + 0.1, -0.4, 0.4)
-    total -= 0.07 * soft(-second, 0.006) * soft(below, 0.006) * soft(back - frame.x, 0.01)
+    total -= 0.07 * soft(-second, 0.006) * soft(below, 0.006) * soft(depth_wall, 0.01)
     tubes, d = Tubes(), Draws(who.tree, 1)
     hilum = (0.035, side.top + 0.30)
     for direction in (-1, 1):
-        grow(d, tubes, hilum, direction, 0.85 * who.width, trunks=7)
+        grow(d, tubes, hilum, direction, 0.75 * who.width, trunks=8)
     vessels = tubes.render(frame) * who.vessel_gain * 0.9
     spread = np.hypot((frame.x - hilum[0]) / 0.05, (frame.y - hilum[1]) / 0.06)
-    total += 0.045 * np.exp(-(spread**2))
+    total += 0.05 * np.exp(-(spread**2))
+    total *= body
     ratio = np.abs(2 * (frame.x - front) / np.maximum(back - front, 0.05) - 1)
     return side, Layers(total, lung, depth, ratio, vessels * lung)
 
 
-def _body(who: Patient, side: Side, frame: Frame, front, back) -> np.ndarray:
-    """Trunk, raised arms, neck."""
+def _body(who: Patient, side: Side, frame: Frame, front, back) -> tuple[np.ndarray, np.ndarray]:
+    """Trunk, raised arms, neck: attenuation and coverage."""
     skin = 0.035 + 0.5 * who.fat
-    rise = np.clip(side.top + 0.12 - frame.y, 0, 1)
-    ahead = frame.x - front + skin + who.breast * 0.6 * np.exp(-(((frame.y - 0.58) / 0.12) ** 2))
-    ahead = ahead + 1.1 * rise
-    behind = back + skin + 0.035 - frame.x - 0.25 * rise
-    inside = np.minimum(ahead, behind)
-    thick = 1 - np.exp(-np.clip(inside, 0, 1) / np.float32(0.045))
-    upper = 0.14 * step((side.top + 0.16 - frame.y) / 0.16)
-    return (0.68 + upper) * thick * soft(inside, 0.006)
+    above = side.top + 0.10 - frame.y
+    rise = 0.5 * (above + np.sqrt(above * above + 0.004))
+    swell = (who.breast * 0.7 + 0.1 * who.fat) * np.exp(-(((frame.y - 0.56) / 0.16) ** 2))
+    ahead = (frame.x - front + skin + swell + 1.0 * rise) * 0.9
+    behind = back + skin + 0.035 - frame.x - 0.22 * rise
+    inside = blend_min(ahead, behind, 0.05)
+    body = soft(inside, 0.006)
+    total = 1 - np.exp(np.clip(inside, 0, 0.5) * (-1 / 0.05))
+    arms = 0.10 * step((side.top + 0.14 - frame.y) / 0.2)
+    return total * (0.64 + arms), body
 
 
 def _heart(who: Patient, study: Study, side: Side, frame: Frame, lung) -> np.ndarray:
     """Heart on the diaphragm behind the sternum, aortic arch, airway."""
     grown = 1 + 1.6 * (study.ctr - 0.45)
-    x, y = frame.x + 0.30 * who.width, frame.y - (side.base - 0.10)
+    x, y = frame.x + 0.40 * who.width, frame.y - (side.base - 0.075)
     along, across = 0.80 * x - 0.60 * y, 0.60 * x + 0.80 * y
-    oval = np.sqrt((across / (0.155 * grown)) ** 2 + (along / (0.108 * grown)) ** 2)
-    total = 0.22 * soft(1 - oval, 0.10) * (0.7 + 0.3 * lung)
+    oval = (across / (0.185 * grown)) ** 2 + (along / (0.125 * grown)) ** 2
+    thick = np.sqrt(np.clip(1 - oval, 0, 1))
+    fill = soft(1.06 - oval, 0.16)
+    total = (0.17 * thick + 0.07 * fill) * (0.3 + 0.7 * lung)
+    fat = np.hypot((frame.x + 0.72 * who.width) / 0.10, (y - 0.06) / 0.10)
+    total += 0.10 * np.exp(-(fat**2)) * lung
     ring = np.hypot(frame.x - 0.045, (frame.y - side.top - 0.22) * 0.9)
     arch = np.exp(-(((ring - 0.065) / (0.6 * who.knob)) ** 2))
     total += 0.06 * arch * (frame.y < side.top + 0.30)
@@ -113,7 +120,7 @@ def _heart(who: Patient, study: Study, side: Side, frame: Frame, lung) -> np.nda
 
 def _bones(who: Patient, side: Side, frame: Frame, front, back, floor) -> np.ndarray:
     """Vertebrae, sternum, ribs running forwards and down."""
-    spine = frame.x - (back - 0.045)
+    spine = frame.x - (back - 0.040)
     disc = 0.050 + 0.012 * frame.y
     phase = (frame.y + 0.16 * spine) / disc
     gap = np.abs(phase - np.round(phase))

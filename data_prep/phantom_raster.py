@@ -75,22 +75,29 @@ class Frame:
 
     def __post_init__(self) -> None:
         step = 1.0 / self.size
-        at = (np.arange(self.size, dtype=np.float32) + 0.5) * np.float32(step) - 0.5
-        col, row = at[None, :] - self.shift[0], at[:, None] - self.shift[1]
-        cos, sin = np.cos(self.angle) / self.scale, np.sin(self.angle) / self.scale
-        x = (np.float32(cos) * col + np.float32(sin) * row).astype(np.float32)
-        y = (np.float32(cos) * row - np.float32(sin) * col).astype(np.float32)
-        fields = {
-            "x": x,
-            "y": y + np.float32(0.5),
-            "ax": np.abs(x),
-            "px": step / self.scale,
-            "_ix": _index(x),
-            "_iy": _index(y),
-            "_iax": _index(np.abs(x)),
-        }
-        for name, value in fields.items():
+        at = (np.arange(self.size, dtype=np.float32) + np.float32(0.5)) * np.float32(step)
+        col, row = at[None, :] - 0.5 - self.shift[0], at[:, None] - 0.5 - self.shift[1]
+        cos, sin = float(np.cos(self.angle)) / self.scale, float(np.sin(self.angle)) / self.scale
+        self._fill(cos * col + sin * row, cos * row - sin * col + 0.5, step / self.scale)
+
+    def _fill(self, x: np.ndarray, y: np.ndarray, px: float) -> None:
+        fields = {"x": x, "y": y, "ax": np.abs(x), "px": px}
+        indices = {"_ix": _index(x), "_iy": _index(y - 0.5)}
+        middle = (_TABLE - 1) / 2
+        indices["_iax"] = np.abs(indices["_ix"] - int(middle)) + int(middle)
+        for name, value in {**fields, **indices}.items():
             object.__setattr__(self, name, value)
+
+    def crop(self, rows: tuple[float, float], cols: tuple[float, float] = (0, 1)) -> Crop:
+        """Return the part of the grid that holds these patient rows and columns (x + 0.5)."""
+        slack = 0.51 * abs(float(np.sin(self.angle))) + 0.003
+        cut = []
+        for (low, high), shift in ((rows, self.shift[1]), (cols, self.shift[0])):
+            low = 0.5 + shift + self.scale * (low - 0.5) - slack
+            high = 0.5 + shift + self.scale * (high - 0.5) + slack
+            first = min(max(int(low * self.size), 0), self.size - 1)
+            cut.append(slice(first, min(max(int(high * self.size) + 1, first + 1), self.size)))
+        return Crop(self, (cut[0], cut[1]))
 
     def of_y(self, curve: Curve) -> np.ndarray:
         """Evaluate a curve of y at every pixel."""
@@ -127,6 +134,16 @@ def _index(value: np.ndarray) -> np.ndarray:
     return np.clip(scaled, 0, _TABLE - 1).astype(np.intp)
 
 
+class Crop(Frame):
+    """A window of a frame: the same coordinates on fewer pixels."""
+
+    def __init__(self, frame: Frame, window: tuple[slice, slice]) -> None:
+        for name, value in vars(frame).items():
+            cut = value[window] if isinstance(value, np.ndarray) else value
+            object.__setattr__(self, name, cut)
+        object.__setattr__(self, "at", window)
+
+
 class Curve:
     """A function of one coordinate as a table; `x` curves about 0, `y` curves about 0.5."""
 
@@ -157,6 +174,12 @@ def smooth_max(*values: np.ndarray, k: float = 90.0) -> np.ndarray:
     stacked = np.stack(np.broadcast_arrays(*values))
     top = stacked.max(0)
     return top + np.log(np.exp(k * (stacked - top)).sum(0)) / k
+
+
+def blend_min(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+    """Return the minimum of two fields, rounded where they are within `width` of each other."""
+    near = np.clip(0.5 + (b - a) * (0.5 / width), 0, 1)
+    return b + (a - b) * near - width * near * (1 - near)
 
 
 def bow(start, end, bend: float, points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,23 +218,35 @@ class Tubes:
         level = np.digitize(radius, [1.5 * w for w in _LEVELS[:-1]])
         for index, width in enumerate(_LEVELS):
             chosen = level == index
-            if chosen.any():
-                flat = _splat(col[chosen], row[chosen], volume[chosen], frame.size)
-                sigma = max(width * frame.size * frame.scale, 0.35)
-                total += ndimage.gaussian_filter(flat, sigma, mode="constant", truncate=3.0)
+            sigma = max(width * frame.size * frame.scale, 0.35)
+            cut = _around(row[chosen], col[chosen], 3 * sigma + 2, frame.size)
+            if cut:
+                flat = _splat(col[chosen], row[chosen], volume[chosen], frame.size)[cut]
+                total[cut] += ndimage.gaussian_filter(flat, sigma, mode="constant", truncate=3.0)
         return total
+
+
+def _around(row, col, reach: float, size: int) -> tuple[slice, slice] | None:
+    """Return the pixels around all positions, or None where no position is on the film."""
+    on = (row > 0) & (row < 1) & (col > 0) & (col < 1)
+    if not on.any():
+        return None
+    low = [max(int(at[on].min() * size - reach), 0) for at in (row, col)]
+    high = [min(int(at[on].max() * size + reach) + 2, size) for at in (row, col)]
+    return slice(low[0], high[0]), slice(low[1], high[1])
 
 
 def _splat(col: np.ndarray, row: np.ndarray, weight: np.ndarray, size: int) -> np.ndarray:
     """Share each weight among the four pixels around its position."""
-    col, row = col * size - 0.5, row * size - 0.5
-    left, top = np.floor(col), np.floor(row)
+    col, row = col * size + 0.5, row * size + 0.5  # one pixel of margin on each side
+    inside = (col >= 0) & (col < size + 1) & (row >= 0) & (row < size + 1)
+    col, row, weight = col[inside], row[inside], weight[inside]
+    left, top = col.astype(np.intp), row.astype(np.intp)
     fx, fy = col - left, row - top
-    flat = np.zeros(size * size)
-    for dx, wx in ((0, 1 - fx), (1, fx)):
-        for dy, wy in ((0, 1 - fy), (1, fy)):
-            c, r = left + dx, top + dy
-            inside = (c >= 0) & (c < size) & (r >= 0) & (r < size)
-            where = (r[inside] * size + c[inside]).astype(np.intp)
-            flat += np.bincount(where, (weight * wx * wy)[inside], size * size)
-    return flat.reshape(size, size).astype(np.float32)
+    wide = size + 2
+    corner = top * wide + left
+    where = np.concatenate([corner, corner + 1, corner + wide, corner + wide + 1])
+    upper, lower = weight * (1 - fy), weight * fy
+    share = np.concatenate([upper * (1 - fx), upper * fx, lower * (1 - fx), lower * fx])
+    flat = np.bincount(where, share, wide * wide).reshape(wide, wide)
+    return flat[1:-1, 1:-1].astype(np.float32)

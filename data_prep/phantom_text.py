@@ -148,8 +148,8 @@ def write(study: Study, draws: Draws) -> tuple[str, str]:
     heart, enlarged = _heart(d, study)
     texts, verdicts, negatives = [lead, heart], [enlarged] if enlarged else [], []
     for name, clear in _CLEAR.items():
-        for finding in study.planted.get(name, ()):
-            text, verdict = _WRITTEN[name](d, finding)
+        if name in study.planted:
+            text, verdict = _WRITTEN[name](d, study.planted[name])
             texts.append(text)
             verdicts.append(verdict)
         if name not in study.planted and (name in ("Effusion", "Pneumothorax") or d.chance(0.55)):
