@@ -127,12 +127,12 @@ def square_film(
     """
     height, width = pixels.shape
     scale = size / max(height, width)
-    inner = (size, size)
+    rows, columns = size, size
     if fit == "pad":
-        inner = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
-    box = top, left, top + inner[0], left + inner[1]
-    resized = Image.fromarray(pixels).resize(inner[::-1], Image.Resampling.LANCZOS)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (size - rows) // 2, (size - columns) // 2
+    box = top, left, top + rows, left + columns
+    resized = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.LANCZOS)
     square = np.zeros((size, size), np.uint8)
     square[box[0] : box[2], box[1] : box[3]] = np.asarray(resized)
     return square, box

@@ -20,7 +20,9 @@ import numpy as np
 import pydicom
 from jaxtyping import Bool, Integer, Num, UInt8
 from PIL import Image, ImageOps
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 29
@@ -188,13 +190,7 @@ def stretch(values: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
 def _read_dicom(path: Path) -> Film:
     dataset = pydicom.dcmread(path, force=True)
     _check_dicom(dataset)
-    try:
-        values = pixel_array(dataset)
-    except (NotImplementedError, RuntimeError) as error:
-        missing = "missing dependencies" in str(error)
-        cause = "needs a decoder that is not installed" if missing else "cannot be decoded"
-        name = pydicom.uid.UID(dataset.file_meta.TransferSyntaxUID).name
-        raise FilmError(f"DICOM: {name} {cause}") from None
+    values = _decode_dicom(dataset)
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(values, dataset)
@@ -222,14 +218,14 @@ def _read_dicom(path: Path) -> Film:
 def _check_dicom(dataset: Any) -> None:
     """Refuse by the header what is no single radiograph, before anything is decoded."""
     if "PixelData" not in dataset:
-        raise FilmError("DICOM without pixel data")
+        raise FilmError("DICOM without pixel data, or cut short")
     if "TransferSyntaxUID" not in getattr(dataset, "file_meta", {}):
         if dataset.original_encoding == (None, None) or "Rows" not in dataset:
             raise FilmError("DICOM without a transfer syntax")
         dataset.ensure_file_meta()  # a bare data set: implicit VR unless pydicom saw otherwise
         implicit, little = dataset.original_encoding
         syntax = "1.2.840.10008.1.2" + ("" if implicit else ".1" if little else ".2")
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
     modality = str(dataset.get("Modality") or "").strip().upper()
     if modality in _NOT_FILMS:
         raise FilmError(f"modality {modality}, not a radiograph")
@@ -238,6 +234,16 @@ def _check_dicom(dataset: Any) -> None:
         raise FilmError("more than one frame")
     if not 8 <= int(dataset.get("BitsAllocated") or 0) <= 16:
         raise FilmError("DICOM pixels of fewer than 8 or more than 16 bits")
+
+
+def _decode_dicom(dataset: Any) -> Integer[np.ndarray, "h w ..."]:
+    """Decompress the stored values; a transfer syntax that cannot be read is named."""
+    try:
+        return pixel_array(dataset)
+    except (NotImplementedError, RuntimeError) as error:
+        missing = "missing dependencies" in str(error)
+        cause = "needs a decoder that is not installed" if missing else "cannot be decoded"
+        raise FilmError(f"DICOM: {UID(dataset.file_meta.TransferSyntaxUID).name} {cause}") from None
 
 
 def _mean_colour(values: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w"]:

@@ -32,26 +32,10 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "val", "test")
 
 # The label vector of every record, in this order; spelt as the column names of labels.csv.
-FINDINGS = (
-    "No_Finding",
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Effusion",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Infiltration",
-    "Lung_Opacity",
-    "Mass",
-    "Nodule",
-    "Pleural_Thickening",
-    "Pneumonia",
-    "Pneumothorax",
-    "Tuberculosis",
-    "COVID-19",
-    "ARDS",
+FINDINGS = tuple(
+    "No_Finding Atelectasis Cardiomegaly Consolidation Edema Effusion Emphysema Fibrosis Hernia"
+    " Infiltration Lung_Opacity Mass Nodule Pleural_Thickening Pneumonia Pneumothorax Tuberculosis"
+    " COVID-19 ARDS".split()
 )
 
 MASK_SIDE = 320  # px, long side of a stored mask: 4 px of a 1280 px film, a quarter of a patch
@@ -83,7 +67,7 @@ class Record(TypedDict):
     view: str  # "PA", "AP", "AP Supine", "L", ...; empty if unknown
     source: str
     split: str
-    labels: Float32[np.ndarray, " c"]  # 1 present, 0 absent, -1 uncertain, NaN unknown
+    labels: Float32[np.ndarray, "c"]  # 1 present, 0 absent, -1 uncertain, NaN unknown
     report: Report
     spacing: Float32[np.ndarray, "2"]  # mm between stored pixels (row, column); NaN if unknown
     original_size: Int32[np.ndarray, "2"]  # height, width of the film that was read
@@ -285,7 +269,7 @@ class Records:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Read record `index`; DataError names the shard and the record if it is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in split {self.split!r}")
@@ -293,16 +277,12 @@ class Records:
         position = index - (self._ends[shard - 1] if shard else 0)
         path = self.directory / self._files[shard]["file"]
         try:
-            return decode(self._reader(shard).read([position])[0])
+            return dict(decode(self._reader(shard).read([position])[0]))
         except Exception as error:  # the reader and the parser raise several kinds
             raise DataError(f"{path}: record {position} is damaged ({error})") from error
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
-
-    def ids(self) -> list[str]:
-        """Read the ids of all records, in order."""
-        return [record["id"] for record in self]
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         if self._process != os.getpid():  # a forked child must not share file positions
@@ -364,7 +344,7 @@ def write_tfds_metadata(directory: str | os.PathLike, *, name: str, labels: int)
 
     files = load_manifest(directory)["files"]
     template = tfds.core.ShardedFileTemplate(
-        data_dir=Path(directory),
+        data_dir=tfds.core.Path(directory),
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
         dataset_name=name,
         filetype_suffix="array_record",
