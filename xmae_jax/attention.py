@@ -8,7 +8,9 @@ from jaxtyping import Array, Float
 
 
 def attend(
-    q: Float[Array, "b n heads hd"], k: Float[Array, "b m heads hd"], v: Float[Array, "b m heads hd"]
+    q: Float[Array, "b n heads hd"],
+    k: Float[Array, "b m heads hd"],
+    v: Float[Array, "b m heads hd"],
 ) -> Float[Array, "b n heads hd"]:
     """Attend from every query to every key; softmax and its sums in float32.
 

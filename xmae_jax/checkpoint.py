@@ -68,9 +68,9 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
     directory = Path(run).absolute() / "checkpoints"
     if not directory.is_dir():
         raise ValueError(f"init_from: {run} has no checkpoints")
-    manager = ocp.CheckpointManager(directory, item_names=("state",), item_handlers={
-        "state": ocp.PyTreeCheckpointHandler()
-    })
+    manager = ocp.CheckpointManager(
+        directory, item_names=("state",), item_handlers={"state": ocp.PyTreeCheckpointHandler()}
+    )
     step = manager.latest_step()
     if step is None:
         raise ValueError(f"init_from: {run} has no complete checkpoint")

@@ -97,9 +97,12 @@ class Optimizer:
         return self._adam.init(params)
 
     def lr(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Return the rate of step `step`, counted from 0: linear warm-up, then the schedule."""
+        """Return the rate of step `step`, counted from 0: linear warm-up, then the schedule.
+
+        The first step moves by a share of the peak too: a rate of 0 would waste it.
+        """
         t = step.astype(jnp.float32)
-        warm = jnp.minimum(t / max(self.warmup_steps, 1), 1.0)
+        warm = jnp.minimum((t + 1.0) / max(self.warmup_steps, 1), 1.0)
         if self.config.schedule == "constant":
             return warm * self.peak_lr
         low = self.config.min_lr

@@ -15,9 +15,7 @@ from xmae_jax.metrics import add
 from xmae_jax.typing import Batch, LossOut, Objective, Params, TrainState
 
 
-def init_state(
-    objective: Objective, optimizer: optim.Optimizer, key: Key[Array, ""]
-) -> TrainState:
+def init_state(objective: Objective, optimizer: optim.Optimizer, key: Key[Array, ""]) -> TrainState:
     """Make the state before the first step."""
     params, extra = objective.init(key)
     params, frozen = optim.split(params, optimizer.config.freeze)
@@ -40,7 +38,8 @@ def gradient(
 
     def loss_fn(params: Params, extra: Params, rows: Batch) -> tuple[Array, LossOut]:
         out = objective.loss(params, state.frozen, extra, rows, key, state.step)
-        return sum(out.totals[name] / safe[name] for name in weights), out
+        terms = [out.totals[name] / safe[name] for name in weights]
+        return jnp.sum(jnp.stack(terms)), out
 
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if micro_batches == 1:
@@ -49,8 +48,7 @@ def gradient(
 
     # Row i goes to part i % m: each device keeps its own rows, nothing moves between devices.
     parts = {
-        name: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-        for name, x in batch.items()
+        name: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
     }
 
     def one_part(carry: Any, rows: Batch) -> tuple[Any, None]:
@@ -84,7 +82,7 @@ def train_step(
     """
     key = rng.key(seed, "train", state.step)
     grads, out, loss = gradient(objective, state, batch, key, micro_batches)
-    l2_grads = optax.global_norm(grads)
+    l2_grads = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(l2_grads)
 
     params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
@@ -100,7 +98,7 @@ def train_step(
         "means": out.metrics,
         "lr": optimizer.lr(state.step),
         "l2_grads": l2_grads,
-        "l2_params": optax.global_norm(params),
+        "l2_params": optax.tree.norm(params),
         "skipped": skipped,
     }
     new = TrainState(state.step + 1, params, state.frozen, opt_state, extra, {"skipped": skipped})

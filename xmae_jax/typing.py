@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 Batch = Mapping[str, jax.Array]
 """Name -> array, first axis b; always `mask` [b] (1 real row, 0 padding) and `id` int32 [b 2]."""
@@ -21,7 +21,7 @@ Params = dict[str, Any]
 
 
 class Mean(NamedTuple):
-    """A mean in two parts, added over micro-batches, steps and hosts and divided once, at the end."""
+    """A mean in two parts: added over micro-batches, steps and hosts, divided once at the end."""
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
@@ -55,19 +55,23 @@ class LossOut(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step reads and writes; all of it is saved and restored."""
+    """All that a step reads and writes; all of it is saved and restored.
 
-    step: Int[Array, ""]
+    Its leaves are arrays, or in the same structure their shapes or shardings.
+    """
+
+    step: Any
     params: Params
     frozen: Params
     """Parameters excluded by pattern: no gradient, no optimizer leaf."""
     opt_state: Any
     extra: Params
     """The objective's own state without gradient, such as an average of the parameters."""
-    guard: dict[str, Array]
+    guard: dict[str, Any]
     """`skipped`: how many steps were left out because their loss or gradient was not finite."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A training method: a frozen dataclass that owns everything peculiar to it.
 
@@ -109,5 +113,3 @@ class Objective(Protocol):
         """Name -> `fn(params, frozen, extra, batch, rng)`, a dict of arrays with first axis b."""
         ...
 
-
-RowMask = Bool[Array, " b"]

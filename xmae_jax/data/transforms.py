@@ -28,9 +28,7 @@ class Box(NamedTuple):
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
-def random_crop(
-    rng: np.random.Generator, valid: Box, *, scale: tuple[float, float]
-) -> Box:
+def random_crop(rng: np.random.Generator, valid: Box, *, scale: tuple[float, float]) -> Box:
     """Draw a rectangle inside `valid` that covers a share of it within `scale`.
 
     Its aspect ratio is log-uniform in [3/4, 4/3], cut to what fits: the crop of Szegedy et al.

@@ -47,7 +47,9 @@ class PixelDecoder(nnx.Module):
         self.config, self.base_grid, self.dtype = c, base_grid, dtype
         self.embed = linear(encoder_width, c.width, dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
-        self.blocks = stack(lambda r: Block(c.width, c.heads, dtype=dtype, rngs=r), c.depth, rngs=rngs)
+        self.blocks = stack(
+            lambda r: Block(c.width, c.heads, dtype=dtype, rngs=r), c.depth, rngs=rngs
+        )
         self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
         self.pixels = linear(c.width, patch_size**2, dtype=dtype, rngs=rngs)
 

@@ -19,9 +19,7 @@ def _sincos_1d(positions: Float[np.ndarray, " n"], width: int) -> Float[np.ndarr
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def sincos_2d(
-    grid: tuple[int, int], width: int, *, base_grid: int
-) -> Float[np.ndarray, "n d"]:
+def sincos_2d(grid: tuple[int, int], width: int, *, base_grid: int) -> Float[np.ndarray, "n d"]:
     """Make the float32 table of a row-major grid (gh, gw); `width` must be a multiple of 4."""
     if width % 4:
         raise ValueError(f"a sine-cosine position needs a width divisible by 4, got {width}")

@@ -102,7 +102,9 @@ class Encoder(nnx.Module):
         else:
             self.patch_embed = linear(c.patch_size**2, c.width, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
-        self.blocks = stack(lambda r: Block(c.width, c.heads, dtype=dtype, rngs=r), c.depth, rngs=rngs)
+        self.blocks = stack(
+            lambda r: Block(c.width, c.heads, dtype=dtype, rngs=r), c.depth, rngs=rngs
+        )
         self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 

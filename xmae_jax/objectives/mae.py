@@ -11,7 +11,6 @@ import dataclasses
 from functools import cached_property
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -88,7 +87,8 @@ class Mae:
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along height and width."""
-        return (self.image_size // self.encoder.patch_size,) * 2
+        side = self.image_size // self.encoder.patch_size
+        return side, side
 
     @cached_property
     def _graph(self) -> nnx.GraphDef:
@@ -149,7 +149,13 @@ class Mae:
         return (patches - mean) / deviation, mean, deviation
 
     def loss(
-        self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array, step: Array
+        self,
+        params: Params,
+        frozen: Params,
+        extra: Params,
+        batch: Batch,
+        rng_key: Array,
+        step: Array,
     ) -> LossOut:
         """Sum the squared error of hidden valid patches, each averaged over its pixels."""
         model = self._model(merge(params, frozen))

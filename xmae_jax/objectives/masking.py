@@ -45,12 +45,10 @@ def lung_coverage(
 def box_coverage(box: Float[Array, "b 4"], grid: tuple[int, int]) -> Float[Array, "b n"]:
     """Return the share of each patch inside a box (y0, x0, y1, x1), given as shares of the film."""
 
-    def overlap(low, high, cells):  # [b], [b] -> [b cells]
-        edge = jnp.arange(cells, dtype=jnp.float32)
-        inside = jnp.minimum(high[:, None] * cells, edge + 1) - jnp.maximum(
-            low[:, None] * cells, edge
-        )
-        return jnp.clip(inside, 0, 1)
+    def overlap(low, high, cells):  # b, b -> b cells
+        edge = jnp.arange(cells, dtype=jnp.float32)[None]
+        low, high = low[:, None] * cells, high[:, None] * cells
+        return jnp.clip(jnp.minimum(high, edge + 1) - jnp.maximum(low, edge), 0, 1)
 
     rows = overlap(box[:, 0], box[:, 2], grid[0])
     columns = overlap(box[:, 1], box[:, 3], grid[1])

@@ -1,0 +1,1 @@
+"""Named runs; each file has `get_config(arg)` and takes ":smoke"."""

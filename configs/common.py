@@ -1,0 +1,102 @@
+"""What named runs share: every key with its default, the sizes of ViT, and how to shrink a run."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Width, depth, heads. S, B, L, H: Dosovitskiy et al. (arXiv 2010.11929, table 1) and Touvron et
+# al. (arXiv 2012.12877, table 1); Ti: the latter.
+VIT = {
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+}
+
+
+def optional(value=None):
+    """Make a key that may hold anything or nothing, so that a flag can set it."""
+    key = placeholder(object)
+    if value is not None:
+        key.set(value)
+    return key
+
+
+def encoder(variant: str, *, patch_size: int, stem: str = "linear", base_grid: int = 14):
+    """Set an encoder's keys by the name of its size."""
+    width, depth, heads = VIT[variant]
+    return dict(
+        width=width,
+        depth=depth,
+        heads=heads,
+        patch_size=patch_size,
+        stem=stem,
+        base_grid=base_grid,
+    )
+
+
+def get_config() -> ConfigDict:
+    """List every key that all runs have; the recipe is that of He et al. (arXiv 2111.06377)."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            micro_batch_size=optional(),
+            log_every=50,
+            checkpoint_every=1_000,
+            checkpoint_keep=2,
+            eval_every=5_000,
+            eval_rows=256,
+            picture_every=5_000,
+            compute_dtype="bfloat16",
+            init_from=optional(),
+            data=dict(
+                path=optional(),
+                split="train",
+                eval_split="val",
+                mixture=optional(),
+                contour_region="hull",
+                crop_scale=optional(),
+                threads=16,
+                workers=0,
+            ),
+            mesh=dict(data=-1, fsdp=1),
+            optim=dict(
+                blr=1.5e-4,
+                min_lr=0.0,
+                schedule="cosine",
+                b1=0.9,
+                b2=0.95,
+                weight_decay=0.05,
+                weight_decay_end=0.05,
+                clip_norm=optional(1.0),
+                layer_decay=1.0,
+                freeze=(),
+            ),
+            objective=dict(
+                name="mae",
+                # Inside 0.95, outside 0.85: defaults of the released code of Wang et al. (arXiv
+                # 2404.17926, Event-AHU/Medical_Image_Analysis, pretrain/main.py).
+                mask=dict(kind="contour", ratio_inside=0.95, ratio_outside=0.85),
+                norm_pix_loss=True,
+                # One grey level in [-1, 1] pixels: black film has no texture to predict.
+                norm_pix_floor=2 / 255,
+                ema_decay=optional(),
+            ),
+        )
+    )
+
+
+def smoke(c: ConfigDict, *, image_size: int, keep: int) -> ConfigDict:
+    """Shrink a run to a minute on a laptop: a small model, small films, 50 steps, float32."""
+    c.name += "_smoke"
+    c.image_size, c.compute_dtype = image_size, "float32"
+    c.total_steps, c.warmup_steps, c.batch_size = 50, 5, 8
+    c.log_every, c.checkpoint_every, c.eval_every, c.picture_every = 1, 10, 50, 50
+    c.eval_rows = 16
+    c.data.threads = 2
+    c.objective.encoder.update(width=96, depth=2, heads=3)
+    c.objective.decoder.update(width=64, depth=2, heads=2)
+    c.objective.mask.keep = keep
+    # The peak rate of a batch of 8 would be tiny under the linear rule.
+    c.optim.blr = 1e-3 * 256 / 8
+    return c

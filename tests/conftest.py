@@ -1,0 +1,37 @@
+"""Tests are stricter than use: eight devices, checked shapes, no rank promotion, no warnings."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=8"
+)
+# One cache for all workers of this run and the programs that they start.
+CACHE = Path(__file__).parents[1] / ".jax_cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook(["xmae_jax", "data_prep"], "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config):
+    """Make warnings that our own modules cause errors; those of libraries stay warnings."""
+    for module in ("xmae_jax", "data_prep", "configs"):
+        config.addinivalue_line("filterwarnings", rf"error:::{module}\.")
+
+
+@pytest.fixture(scope="session")
+def cxr() -> Path:
+    """Return the folder of real films that stands beside a developer's checkout."""
+    folder = ROOT.parent / "shared" / "cxr"
+    if not folder.is_dir():
+        pytest.skip("no real films: ../shared/cxr is not there")
+    return folder

@@ -1,0 +1,122 @@
+"""The one command line: `python -m xmae_jax.main --config=configs/X.py --workdir=DIR`.
+
+A config file is code and is run; anything read from a run directory is data. Exit codes: 0 done,
+64 bad config or usage, 65 bad data, 75 preempted and saved (start me again).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from xmae_jax import config as config_lib
+from xmae_jax.config import ConfigError
+from xmae_jax.data.records import DataError
+from xmae_jax.tasks import TASKS
+from xmae_jax.train import Preempted
+from xmae_jax.writers import write_atomic
+
+EX_USAGE, EX_DATA, EX_PREEMPTED = 64, 65, 75
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("task", "train", list(TASKS), "What to do.")
+flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
+flags.DEFINE_bool(
+    "allow_config_change", False, "Go on in a run directory although its config was another."
+)
+
+
+def _flag(argv: list[str], name: str) -> str | None:
+    """Find one flag's value before absl parses any."""
+    for i, arg in enumerate(argv):
+        head, equals, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and head == name:
+            return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
+    return None
+
+
+def _define_config(argv: list[str]) -> None:
+    """Register --config: a file, or what the run directory saved."""
+    if _flag(argv, "config") is not None:
+        config_flags.DEFINE_config_file("config", None, "Config file, perhaps with :arguments.")
+        return
+    workdir = _flag(argv, "workdir")
+    saved = Path(workdir) / "config.json" if workdir else None
+    if saved is None or not saved.is_file():
+        raise ConfigError(
+            "give --config=configs/NAME.py, or --workdir=DIR of a run to go on with"
+            + (f" ({saved} is not there)" if saved else "")
+        )
+    config_flags.DEFINE_config_dict("config", config_lib.from_json(saved))
+
+
+def _parse(argv: list[str]) -> tuple[config_lib.Config, Path]:
+    """Read the command line; every error in it is a ConfigError."""
+    _define_config(argv[1:])
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        raise ConfigError(str(error)) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{error}{_known(argv)}") from None
+    except (OSError, ImportError, SyntaxError) as error:
+        raise ConfigError(f"--config={_flag(argv[1:], 'config')}: {error}") from None
+    if rest[1:]:
+        raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
+    config = config_lib.resolve(FLAGS.config)
+    return config, Path(FLAGS.workdir or Path("runs") / config.name)
+
+
+def _known(argv: list[str]) -> str:
+    """Name the nearest config key of an override that failed."""
+    for arg in argv[1:]:
+        key = arg.lstrip("-").partition("=")[0]
+        part = FLAGS["config"].value
+        for name in key.split(".")[1:] if key.startswith("config.") else ():
+            if not isinstance(part, ConfigDict):
+                break
+            if name not in part:
+                return f" in --{key}{config_lib.nearest(name, part)}"
+            part = part[name]
+    return ""
+
+
+def _claim(config: config_lib.Config, workdir: Path, *, allow_change: bool) -> None:
+    """Write the resolved config, or compare it with the one that the run began with."""
+    path, text = workdir / "config.json", config_lib.to_json(config)
+    if path.is_file() and (changes := config_lib.differences(path.read_text(), text)):
+        if not allow_change:
+            raise ConfigError(
+                f"{workdir} was begun with another config:\n  "
+                + "\n  ".join(changes)
+                + "\nGo on with --allow_config_change, or choose another --workdir."
+            )
+        print("config changed:\n  " + "\n  ".join(changes))
+    write_atomic(path, text)
+
+
+def main(argv: list[str]) -> int:
+    """Run one task; return the exit code."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        config, workdir = _parse(argv)
+        if config.data.paths:
+            _claim(config, workdir, allow_change=FLAGS.allow_config_change)
+        TASKS[FLAGS.task](config, workdir)
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return EX_PREEMPTED
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EX_USAGE
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EX_DATA
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
