@@ -51,7 +51,7 @@ def hull(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Fill the convex hull of both lungs together; an empty mask stays empty."""
     if not mask.any():
         return mask.copy()
-    return morphology.convex_hull_image(mask, offset_coordinates=False)
+    return morphology.convex_hull_image(mask)
 
 
 def mask_quality(mask: Bool[np.ndarray, "h w"]) -> float:
