@@ -8,6 +8,7 @@ index, whatever the number of films.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from data_prep.phantom_raster import Draws
 
@@ -115,6 +116,7 @@ def locate(seed: int, index: int) -> tuple[int, int]:
     raise AssertionError("a block's sizes add up to the block")
 
 
+@lru_cache(maxsize=64)
 def _block_sizes(seed: int, block: int) -> list[int]:
     draws, sizes = Draws(seed, _BLOCKS, block), []
     while sum(sizes) < BLOCK:
@@ -122,17 +124,11 @@ def _block_sizes(seed: int, block: int) -> list[int]:
     return sizes
 
 
-def film_count(seed: int, patient: int) -> int:
-    """Return how many films a patient has."""
-    block, ordinal = divmod(patient, BLOCK)
-    return _block_sizes(seed, block)[ordinal]
-
-
 def draw_patient(seed: int, patient: int) -> Patient:
     """Draw a patient's anatomy."""
     d = Draws(seed, _PATIENT, patient)
     sex = d.pick("FM")
-    age = int(min(max(d.normal(55, 17), 18), 95))
+    age = int(min(max(d.normal(55.0, 17.0), 18), 95))
     ctr = d.normal(0.452, 0.042)
     if abs(ctr - CARDIOMEGALY_RATIO) < _GAP:
         ctr = CARDIOMEGALY_RATIO + (_GAP if ctr > CARDIOMEGALY_RATIO else -_GAP)
@@ -157,34 +153,41 @@ def draw_patient(seed: int, patient: int) -> Patient:
         bubble=d.uniform(0.03, 0.085),
         bones=d.uniform(0.8, 1.25) - 0.003 * (age - 55),
         vessel_gain=d.uniform(0.8, 1.2),
-        tree=int(d.uniform(0, 2**31)),
+        tree=int(d.uniform(0.0, 2.0**31)),
     )
 
 
-def draw_study(seed: int, patient: int, place: int) -> Study:
-    """Draw the study to which the patient's film number `place` belongs."""
+@lru_cache(maxsize=64)
+def _visits(seed: int, patient: int) -> tuple[tuple[str, ...], ...]:
+    """Divide a patient's films among studies: the views of each."""
     plan = Draws(seed, _PATIENT, patient, 1)
-    views: list[tuple[str, ...]] = []
-    left = film_count(seed, patient)
+    block, ordinal = divmod(patient, BLOCK)
+    left, visits = _block_sizes(seed, block)[ordinal], []
     while left:
         pair = left >= 2 and plan.chance(0.34)
-        views.append(("PA", "LATERAL") if pair else ("AP",) if plan.chance(0.2) else ("PA",))
-        left -= len(views[-1])
-    index = 0
-    while place >= len(views[index]):
-        place -= len(views[index])
+        visits.append(("PA", "LATERAL") if pair else ("AP",) if plan.chance(0.2) else ("PA",))
+        left -= len(visits[-1])
+    return tuple(visits)
+
+
+def draw_study(seed: int, patient: int, place: int) -> tuple[Study, str]:
+    """Draw the study of the patient's film number `place`, and return the film's view with it."""
+    index, visits = 0, _visits(seed, patient)
+    while place >= len(visits[index]):
+        place -= len(visits[index])
         index += 1
     who = draw_patient(seed, patient)
     d = Draws(seed, _STUDY, patient, index)
-    ctr = who.ctr + (1 if who.ctr > CARDIOMEGALY_RATIO else -1) * d.uniform(0, 0.006)
-    return Study(
+    ctr = who.ctr + (1 if who.ctr > CARDIOMEGALY_RATIO else -1) * d.uniform(0.0, 0.006)
+    study = Study(
         index=index,
-        views=views[index],
-        breath=d.normal(0, 0.018),
-        turn=d.normal(0, 0.009),
+        views=visits[index],
+        breath=d.normal(0.0, 0.018),
+        turn=d.normal(0.0, 0.009),
         ctr=ctr,
         planted={**_chronic(seed, patient), **_acute(d)},
     )
+    return study, visits[index][place]
 
 
 def _chronic(seed: int, patient: int) -> dict[str, Planted]:
@@ -203,10 +206,10 @@ def _acute(d: Draws) -> dict[str, Planted]:
     if d.chance(0.13):
         found["Consolidation"] = _planted(d, (0.10, 0.19), (0.15, 0.32), h=(0.3, 0.7))
     if d.chance(0.11):
-        found["Edema"] = _planted(d, (0.16, 0.24), (0.10, 0.20))
+        found["Edema"] = _planted(d, (0.16, 0.24), (0.09, 0.17))
     if d.chance(0.13):
         small = d.uniform() ** 2  # most effusions only blunt the angle
-        found["Effusion"] = _planted(d, (0.05 + 0.19 * small,) * 2, (0.75, 0.95))
+        found["Effusion"] = _planted(d, (0.05 + 0.19 * small,) * 2, (0.66, 0.82))
     if d.chance(0.12):
         found["Pneumothorax"] = _planted(d, (0.022, 0.06), (0.05, 0.12))
     return found
@@ -220,7 +223,7 @@ def _planted(d: Draws, size, contrast, *, v=(0.14, 0.86), h=(0.2, 0.8)) -> Plant
         depth=d.uniform(0.2, 0.85),
         size=d.uniform(*size),
         contrast=d.uniform(*contrast),
-        shape=int(d.uniform(0, 2**31)),
+        shape=int(d.uniform(0.0, 2.0**31)),
     )
 
 
@@ -230,9 +233,9 @@ def draw_film(seed: int, patient: int, place: int, view: str) -> Film:
     edges = [d.uniform(0.008, 0.045) if d.chance(0.22) else 0.0 for _ in range(4)]
     return Film(
         view=view,
-        angle=d.normal(0, 0.02),
+        angle=d.normal(0.0, 0.02),
         scale=d.normal(0.99, 0.02, clip=2.4),
-        shift=(d.normal(0, 0.014), d.normal(0, 0.02)),
+        shift=(d.normal(0.0, 0.014), d.normal(0.0, 0.02)),
         gamma=d.uniform(0.85, 1.25),
         low=d.uniform(0.0, 0.06),
         high=d.uniform(0.86, 1.0),
@@ -242,5 +245,5 @@ def draw_film(seed: int, patient: int, place: int, view: str) -> Film:
         marker=d.pick(("", "R", "L", "L")),
         marker_at=(d.uniform(0.05, 0.12), d.uniform(0.04, 0.09)),
         arms=d.uniform(0.30, 0.42) if view != "AP" else d.uniform(0.26, 0.36),
-        grain=int(d.uniform(0, 2**31)),
+        grain=int(d.uniform(0.0, 2.0**31)),
     )

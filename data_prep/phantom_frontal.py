@@ -76,7 +76,7 @@ def build(who: Patient, study: Study, film: Film) -> Chest:
 
 def _medial(who: Patient, study: Study, top: float, base: float):
     """Contours of the mediastinum: vena cava and atrium right; knob, trunk, ventricle left."""
-    inner = who.width * 1.02
+    inner = who.width * 1.026  # the widest place of the wall
     wide = 2 * inner * study.ctr
     right, left = wide * who.heart_right, wide * (1 - who.heart_right)
     right, left = right + study.turn, left - study.turn

@@ -126,13 +126,13 @@ def _bones(who: Patient, side: Side, frame: Frame, front, back, floor) -> np.nda
     gap = np.abs(phase - np.round(phase))
     column = soft(0.036 - np.abs(spine), 0.008) * step((frame.y - 0.02) / 0.1)
     body = soft(0.40 - gap, 0.06)
-    total = column * (0.050 * body + 0.05 * np.exp(-(((gap - 0.39) / 0.05) ** 2)))
+    total = column * (0.066 * body + 0.05 * np.exp(-(((gap - 0.39) / 0.05) ** 2)))
     plate = soft(0.010 - np.abs(frame.x - front + 0.012), 0.006)
     rows = step((frame.y - side.top - 0.05) / 0.03) * step((side.base - 0.02 - frame.y) / 0.04)
     total += 0.10 * plate * rows
     width = np.maximum(back - front, 0.1)
     t = np.clip((frame.x - front) / width, -0.1, 1.1)
-    for shift, strength in ((0.0, 0.036), (0.45, 0.028)):
+    for shift, strength in ((0.0, 0.050), (0.45, 0.038)):
         fall = 0.30 * np.clip(1 - t, 0, 1) ** 1.3
         rib = (frame.y - side.top - fall) / (0.105 * (side.base - side.top) / 0.6) + shift
         off = np.abs(rib - np.round(rib))

@@ -88,7 +88,7 @@ class Frame:
         for name, value in {**fields, **indices}.items():
             object.__setattr__(self, name, value)
 
-    def crop(self, rows: tuple[float, float], cols: tuple[float, float] = (0, 1)) -> Crop:
+    def crop(self, rows: tuple[float, float], cols: tuple[float, float] = (-0.2, 1.2)) -> Crop:
         """Return the part of the grid that holds these patient rows and columns (x + 0.5)."""
         slack = 0.51 * abs(float(np.sin(self.angle))) + 0.003
         cut = []
@@ -115,7 +115,8 @@ class Frame:
         """Map patient positions to film positions in [0, 1]."""
         cos, sin = np.cos(self.angle) * self.scale, np.sin(self.angle) * self.scale
         y = y - 0.5
-        return 0.5 + self.shift[0] + cos * x - sin * y, 0.5 + self.shift[1] + sin * x + cos * y
+        col = 0.5 + self.shift[0] + cos * x - sin * y
+        return np.asarray(col), np.asarray(0.5 + self.shift[1] + sin * x + cos * y)
 
     def window(self, x: float, y: float, reach: float) -> tuple[slice, slice]:
         """Return the pixels within `reach` of a patient position (at least one)."""

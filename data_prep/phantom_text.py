@@ -78,7 +78,7 @@ def _atelectasis(d: Draws, f: Planted) -> tuple[str, str]:
 
 
 def _edema(d: Draws, f: Planted) -> tuple[str, str]:
-    grade = "mild" if f.contrast < 0.15 else "moderate"
+    grade = "mild" if f.contrast < 0.13 else "moderate"
     text = d.pick(
         (
             f"{grade.capitalize()} perihilar haze on both sides with prominent vessels.",

@@ -44,6 +44,7 @@ from data_prep.phantom_text import write
 VERSION = 1
 SOURCE = f"phantom-v{VERSION}"
 USAGE_ERROR = 64
+IO_ERROR = 74
 MACRO_AUROC_LIMIT = 0.75
 _TEXT = 11
 _BASELINE_FILMS = 300  # fewer films give no steady AUROC
@@ -70,11 +71,8 @@ class Phantom:
 def draw(seed: int, index: int, *, size: int = 512) -> Phantom:
     """Draw film `index` of the series `seed`; it depends on these three numbers only."""
     patient, place = locate(seed, index)
-    who, study = draw_patient(seed, patient), draw_study(seed, patient, place)
-    first = place
-    while first and draw_study(seed, patient, first - 1).index == study.index:
-        first -= 1
-    view = study.views[place - first]
+    who = draw_patient(seed, patient)
+    study, view = draw_study(seed, patient, place)
     film = draw_film(seed, patient, place, view)
     frame = Frame(size, film.angle, film.scale, film.shift)
     body = phantom_lateral if view == "LATERAL" else phantom_frontal
@@ -235,6 +233,7 @@ def generate(args: argparse.Namespace) -> dict:
         (args.output / folder).mkdir(parents=True, exist_ok=True)
     bar = tqdm(_rows(args), total=args.count, unit="film", disable=not sys.stderr.isatty())
     rows = list(bar)
+    _sweep(args.output, {Path(str(row.label["image"])).name for row in rows})
     _table(args.output / "labels.csv", [row.label for row in rows])
     reports: dict[object, dict[str, object]] = {}
     for row in rows:
@@ -245,6 +244,17 @@ def generate(args: argparse.Namespace) -> dict:
     manifest = {**_wanted(args), "pixel_logistic_macro_auroc": _baseline(rows)}
     _replace(args.output / "phantoms.json", json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _sweep(output: Path, kept: set[str]) -> None:
+    """Remove films that an interrupted run with other arguments left behind."""
+    stems = {Path(name).stem for name in kept}
+    for path in output.glob("images/ph_*"):
+        if path.name not in kept:
+            path.unlink()
+    for path in output.glob("lung_masks/ph_*"):
+        if path.stem not in stems:
+            path.unlink()
 
 
 def _baseline(rows: list[_Row]) -> float | None:
@@ -316,7 +326,11 @@ def main(argv: list[str] | None = None) -> int:
             return USAGE_ERROR
         print(f"{args.output}: {args.count} phantoms already drawn, nothing to do")
         return 0
-    generate(args)
+    try:
+        generate(args)
+    except OSError as error:
+        print(f"{args.output}: {error}", file=sys.stderr)
+        return IO_ERROR
     print(f"{args.output}: {args.count} phantoms, generator version {VERSION}")
     return 0
 
