@@ -94,16 +94,25 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--workers {options.workers}: at least 1")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", options.name):
         raise UsageError(f"--name {options.name!r}: lower-case letters, digits and _")
-    output = options.output.resolve()
+    _check_places(options)
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Refuse an output among the inputs, and secrets in the output."""
+    output, source = options.output.resolve(), options.input.resolve()
+    if options.output.exists() and not options.output.is_dir():
+        raise UsageError(f"--output {options.output}: not a folder")
+    films = source / "images" if (source / "images").is_dir() else source
+    if source.is_relative_to(output) or output.is_relative_to(films):
+        raise UsageError(f"--output {options.output}: must lie outside the input")
     options.key = options.key or splits.default_key_path()
     for name in ("key", "id_map"):
         path = getattr(options, name)
-        if path is not None and path.resolve().is_relative_to(output):
+        inside = (output, output.with_name(output.name + ".incomplete"))
+        if path is not None and any(map(path.resolve().is_relative_to, inside)):
             raise UsageError(f"--{name.replace('_', '-')} {path}: must not lie inside the output")
-    if options.input.resolve().is_relative_to(output) or output.is_relative_to(
-        options.input.resolve() / "images"
-    ):
-        raise UsageError(f"--output {options.output}: must lie outside the input")
+    if options.id_map is not None and not options.id_map.resolve().parent.is_dir():
+        raise UsageError(f"--id-map {options.id_map}: no such folder")
 
 
 def build(options: argparse.Namespace) -> str:
