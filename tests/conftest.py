@@ -35,3 +35,17 @@ def cxr() -> Path:
     if not folder.is_dir():
         pytest.skip("no real films: ../shared/cxr is not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """Draw 40 small phantoms and put them into shards, by the commands that users run."""
+    from data_prep import build, phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    films, output = str(folder / "films"), folder / "shards"
+    sizes = ["--size", "96", "--workers", "1"]
+    assert phantoms.main(["--output", films, "--count", "40", "--seed", "0", *sizes]) == 0
+    key = ["--key", str(folder / "key")]
+    assert build.main(["--input", films, "--output", str(output), *sizes, *key]) == 0
+    return output

@@ -59,5 +59,8 @@ def test_layer_rates():
 
 def test_split_by_pattern():
     tree = {"a": {"kernel": 1, "bias": 2}, "b": {"bias": 3}}
-    assert split(tree, (r".*/bias",)) == ({"a": {"kernel": 1}}, {"a": {"bias": 2}, "b": {"bias": 3}})
+    assert split(tree, (r".*/bias",)) == (
+        {"a": {"kernel": 1}},
+        {"a": {"bias": 2}, "b": {"bias": 3}},
+    )
     assert split(tree, ()) == (tree, {})

@@ -39,9 +39,7 @@ def steps(mesh, *, mae, count, micro_batches=1, optim=None):
     shardings = sharding.state_shardings(shapes, mesh)
     state = jax.jit(init, out_shardings=shardings)(rng.key(0, "init"))
     step = jax.jit(
-        partial(
-            train_step, objective=mae, optimizer=optim, seed=0, micro_batches=micro_batches
-        ),
+        partial(train_step, objective=mae, optimizer=optim, seed=0, micro_batches=micro_batches),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
@@ -96,9 +94,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
     after, log = step(state, small_batch())
     assert int(after.step) == 1 and int(log["skipped"]) == int(after.guard["skipped"]) == 1
     for part in ("params", "opt_state", "extra"):
-        jax.tree.map(
-            np.testing.assert_array_equal, getattr(after, part), getattr(state, part)
-        )
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(state, part))
 
 
 def test_frozen_parameters_stay_and_have_no_moments():

@@ -65,6 +65,18 @@ def train(
 
     Raises Preempted after SIGTERM or SIGINT, with the state of that very step saved.
     """
+    with _Stop() as stop:
+        _train(config, objective, feed, evaluators, workdir, stop)
+
+
+def _train(
+    config: Config,
+    objective: Objective,
+    feed: Feed,
+    evaluators: dict[str, Evaluator],
+    workdir: Path,
+    stop: _Stop,
+) -> None:
     say = print if jax.process_index() == 0 else lambda *_, **__: None
 
     # The mesh, and every shape on it.
@@ -130,31 +142,30 @@ def train(
         threads=config.data.threads,
     )
     clock = _Clock(config, first)
-    with _Stop() as stop:
-        for done in range(first + 1, config.total_steps + 1):
-            if stop.asked:
-                checkpoints.save(done - 1, state)
-                checkpoints.wait()
-                writer.write("event", done - 1, {"event": "preempted"})
-                raise Preempted(f"stopped at step {done - 1} of {config.total_steps}, and saved")
-            with clock.time("data"):
-                host = next(batches)
-            state, log = step_fn(state, sharding.to_global(host, mesh, config.batch_size))
-            last = done == config.total_steps
+    for done in range(first + 1, config.total_steps + 1):
+        if stop.asked:
+            checkpoints.save(done - 1, state)
+            checkpoints.wait()
+            writer.write("event", done - 1, {"event": "preempted"})
+            raise Preempted(f"stopped at step {done - 1} of {config.total_steps}, and saved")
+        with clock.time("data"):
+            host = next(batches)
+        state, log = step_fn(state, sharding.to_global(host, mesh, config.batch_size))
+        last = done == config.total_steps
 
-            if done % config.log_every == 0 or last or stop.asked:
-                line = _line(log, feed.plan.batch_digest(done - 1)) | clock.read(done)
-                writer.write("train", done, line)
-                say(clock.progress(done, line))
+        if done % config.log_every == 0 or last or stop.asked:
+            line = _line(log, feed.plan.batch_digest(done - 1)) | clock.read(done)
+            writer.write("train", done, line)
+            say(clock.progress(done, line))
 
-            if done % config.checkpoint_every == 0 or last:
-                with clock.time("ckpt"):
-                    checkpoints.save(done, state)
-            with clock.paused():
-                if not stop.asked and (done % config.eval_every == 0 or last):
-                    looker.evaluate(state, done, say)
-                if not stop.asked and (done % config.picture_every == 0 or last):
-                    looker.draw(state, done, say)
+        if done % config.checkpoint_every == 0 or last:
+            with clock.time("ckpt"):
+                checkpoints.save(done, state)
+        with clock.paused():
+            if not stop.asked and (done % config.eval_every == 0 or last):
+                looker.evaluate(state, done, say)
+            if not stop.asked and (done % config.picture_every == 0 or last):
+                looker.draw(state, done, say)
 
     # The end: what the next run, or a reader, can compare.
     checkpoints.wait()

@@ -112,4 +112,3 @@ class Objective(Protocol):
     def predict_fns(self) -> dict[str, Callable[..., dict[str, jax.Array]]]:
         """Name -> `fn(params, frozen, extra, batch, rng)`, a dict of arrays with first axis b."""
         ...
-

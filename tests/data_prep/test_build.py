@@ -5,6 +5,9 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +280,35 @@ def test_leftovers_of_a_killed_run_are_cleared(archive, tmp_path):
     assert run(archive, tmp_path / "out") == 0
     assert not work.exists()
     assert not any("part" in path.name for path in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("delay", [1.5, 2, 2.5, 3])
+def test_killed_run_leaves_no_worker_and_the_next_one_is_whole(archive, tmp_path, delay):
+    for index in range(300):
+        draw(archive / f"images/many/{index}.png", seed=index, shape=(600, 500))
+    output = tmp_path / "out"
+    build = [sys.executable, "-m", "data_prep.build", "--size", "256"]
+    command = [*build, "--input", archive, "--output", output]
+    process = subprocess.Popen([*command, "--workers", "2"], start_new_session=True)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and _alive(process.pid):
+        time.sleep(0.1)
+    assert not _alive(process.pid) and not output.exists()
+    subprocess.run([*command, "--workers", "2"], check=True)
+    subprocess.run([*command[:-1], tmp_path / "whole", "--workers", "1"], check=True)
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def _alive(session):
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_two_runs_do_not_share_an_output(archive, tmp_path, capsys):

@@ -85,7 +85,9 @@ def test_stem_is_three_convolutions():
 
 def test_initial_values():
     blocks = stack(
-        lambda r: Block(64, 4, dtype=jnp.float32, rngs=r), 2, rngs=nnx.Rngs(params=jax.random.key(0))
+        lambda r: Block(64, 4, dtype=jnp.float32, rngs=r),
+        2,
+        rngs=nnx.Rngs(params=jax.random.key(0)),
     )
     params = nnx.to_pure_dict(nnx.state(blocks, nnx.Param))
     kernel = np.asarray(params["attention"]["qkv"]["kernel"])

@@ -78,9 +78,7 @@ def test_padding_rows_and_empty_batches(made):
     prepared = mae.prepare(half, KEY, STEP)
     out = mae.loss(params, {}, {}, prepared.batch, KEY, STEP)
     first = {k: v[:4] for k, v in mae.prepare(batch, KEY, STEP).batch.items()}
-    np.testing.assert_allclose(
-        out.totals["reconstruction"], total(mae, params, first), rtol=1e-5
-    )
+    np.testing.assert_allclose(out.totals["reconstruction"], total(mae, params, first), rtol=1e-5)
     nothing = mae.prepare({**batch, "mask": jnp.zeros(8, bool)}, KEY, STEP)
     assert nothing.weights["reconstruction"] == 0
     assert total(mae, params, nothing.batch) == 0
@@ -168,9 +166,7 @@ def test_average_of_parameters():
     params, extra = jax.jit(mae.init)(rng.key(0, "init"))
     moved = jax.tree.map(lambda p: p + 1.0, params)
     after = mae.after_update(moved, extra, jnp.asarray(1000, jnp.int32))
-    for start, average in zip(
-        jax.tree.leaves(params), jax.tree.leaves(after["ema"]), strict=True
-    ):
+    for start, average in zip(jax.tree.leaves(params), jax.tree.leaves(after["ema"]), strict=True):
         np.testing.assert_allclose(average, start + 0.5, atol=1e-6)
 
 

@@ -48,7 +48,9 @@ def real_regions(cxr, *, grid, region, count):
 
 
 @pytest.mark.parametrize("region", ["lungs", "hull"])
-@pytest.mark.parametrize(("grid", "keep", "ratios"), [(20, 46, (0.95, 0.85)), (80, 736, (0.9, 0.6))])
+@pytest.mark.parametrize(
+    ("grid", "keep", "ratios"), [(20, 46, (0.95, 0.85)), (80, 736, (0.9, 0.6))]
+)
 def test_counts_on_real_masks(cxr, region, grid, keep, ratios):
     inside, valid = real_regions(cxr, grid=grid, region=region, count=20)
     keys = rng.row_keys(rng.key(1, "train"), len(inside))

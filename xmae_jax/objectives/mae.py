@@ -187,8 +187,8 @@ class Mae:
         """Predict the hidden patches under masks that depend on the record alone.
 
         Returns `reconstruction` float32 [b h w 1] in pixel values 0 to 1, `hidden` and `target`
-        [b n]. With norm_pix_loss a prediction says nothing of a patch's mean and deviation; the
-        true ones are put in, as the paper's own pictures do.
+        [b n], `given_statistics` [b]: with norm_pix_loss a prediction says nothing of a patch's
+        mean and deviation, so the true ones are put in, as the paper's own pictures do.
         """
         masked = self._masked(batch, rng.id_keys(rng_key, batch["id"]))
         model = self._model(merge(extra.get("ema", params), frozen))
@@ -200,6 +200,7 @@ class Mae:
             "reconstruction": (pixels + 1.0) / 2.0,
             "hidden": masked["hidden"],
             "target": masked["target"],
+            "given_statistics": jnp.full(image.shape[0], self.norm_pix_loss),
         }
 
     def predict_fns(self):

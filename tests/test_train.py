@@ -1,0 +1,182 @@
+"""The loop as users run it: stop it in every way, start it again, and get the same numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+OVERRIDES = (
+    "--config.image_size=64",
+    "--config.objective.mask.keep=5",
+    "--config.batch_size=8",
+    "--config.eval_rows=4",
+)
+
+
+def command(shards, workdir, *overrides):
+    return [
+        sys.executable, "-m", "xmae_jax.main", "--config=configs/quickstart.py:smoke",
+        f"--config.data.path={shards}", f"--workdir={workdir}", *OVERRIDES, *overrides,
+    ]  # fmt: skip
+
+
+def start(argv, **options):
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        argv,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def lines(workdir, kind="train"):
+    log = Path(workdir) / "metrics.jsonl"
+    whole = log.read_text().rpartition("\n")[0].split("\n") if log.exists() else []
+    parsed = [json.loads(line) for line in whole if line]
+    return [line for line in parsed if line["kind"] == kind]
+
+
+def key(line):
+    return line["loss_hex"], line["batch_digest"]
+
+
+def assert_same_run(workdir, reference, *, steps, interval):
+    """Compare every logged step with the reference; return how many were replayed."""
+    want = {line["step"]: key(line) for line in lines(reference)}
+    assert sorted(want) == list(range(1, steps + 1))
+    seen = [line["step"] for line in lines(workdir)]
+    for line in lines(workdir):
+        assert key(line) == want[line["step"]], line["step"]
+    assert sorted(set(seen)) == sorted(want)
+    assert all(later > step - interval for step, later in zip(seen, seen[1:], strict=False))
+    final = [json.loads((Path(d) / "final.json").read_text()) for d in (workdir, reference)]
+    assert final[0] == final[1]
+    return len(seen) - len(set(seen))
+
+
+@pytest.fixture(scope="module")
+def reference(shards, tmp_path_factory):
+    """Run 30 steps without a break; return the run directory."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    process = start(command(shards, workdir, "--config.total_steps=30"))
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    return workdir
+
+
+def test_a_run_leaves_what_it_promises(reference):
+    line = lines(reference)[0]
+    names = """training_loss loss_hex loss_inside loss_outside lr l2_grads l2_params batch_digest
+    skipped img_per_sec t_data t_step t_ckpt""".split()
+    assert set(names) <= set(line)
+    assert float.fromhex(line["loss_hex"]) == line["training_loss"]
+    assert lines(reference)[-1]["training_loss"] < line["training_loss"]
+    final = json.loads((reference / "final.json").read_text())
+    assert final["step"] == 30
+    assert "params/encoder/cls" in final["sha256"]
+    assert any(name.startswith("opt_state/") for name in final["sha256"])
+    metrics = json.loads((reference / "eval/reconstruction/step_30/metrics.json").read_text())
+    assert {"mse_model", "mse_film_mean", "mse_mean_film", "mse_gaussian_fill"} <= set(metrics)
+    assert len((reference / "eval/reconstruction/step_30/predictions.csv").open().readlines()) == 5
+    assert (reference / "pictures/step_30/reconstruction.png").stat().st_size > 10_000
+    assert list((reference / "tb").iterdir())
+    assert {p.name for p in (reference / "checkpoints").iterdir()} == {"20", "30"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_very_step(shards, reference, tmp_path, number):
+    argv = command(shards, tmp_path, "--config.total_steps=30")
+    process = start(argv)
+    for text in process.stdout:
+        if text.startswith("step  7/30"):
+            process.send_signal(number)
+            break
+    out = process.communicate()[0]
+    assert process.returncode == 75, out
+    (event,) = lines(tmp_path, "event")
+    assert event["event"] == "preempted"
+    stopped = event["step"]
+    assert 7 <= stopped < 30 and (tmp_path / "checkpoints" / str(stopped)).is_dir()
+    # The same command again, or the run directory alone.
+    again = argv if number == signal.SIGTERM else [*argv[:3], f"--workdir={tmp_path}"]
+    process = start(again)
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    assert f"resumed at step {stopped}" in out
+    assert assert_same_run(tmp_path, reference, steps=30, interval=10) == 0
+
+
+def test_a_signal_before_the_first_step_saves_too(shards, tmp_path):
+    process = start(command(shards, tmp_path))
+    for text in process.stdout:
+        if text.startswith("peak rate"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out = process.communicate()[0]
+    assert process.returncode == 75, out
+    assert lines(tmp_path, "event")[0]["step"] <= 1
+
+
+def kill_until_done(argv, workdir, *, kills, steps, seed):
+    """Start and kill -9 at random moments, then let it finish; return kills inside a save."""
+    draw = np.random.default_rng(seed)
+    saving = 0
+    for _ in range(kills):
+        before = len(lines(workdir))
+        process = start(argv)
+        drain = threading.Thread(target=process.stdout.read)
+        drain.start()
+        # Half at any moment from the start on, half after some steps: inside steps and saves.
+        target = before + draw.integers(1, 15) if draw.random() < 0.5 else np.inf
+        deadline = time.monotonic() + (draw.uniform(0, 12) if target == np.inf else 120)
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(lines(workdir)) >= target:
+                time.sleep(draw.uniform(0, 0.1))
+                break
+            time.sleep(0.02)
+        process.kill()
+        code = process.wait()
+        drain.join()
+        assert code in (0, -signal.SIGKILL)
+        saving += any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
+        if code == 0:
+            break
+    process = start(argv)
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    return saving
+
+
+def test_kill_and_resume(shards, reference, tmp_path):
+    argv = command(shards, tmp_path, "--config.total_steps=30")
+    kill_until_done(argv, tmp_path, kills=3, steps=30, seed=0)
+    assert_same_run(tmp_path, reference, steps=30, interval=10)
+    assert not [p for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name]
+
+
+@pytest.mark.slow
+def test_thirty_kills(shards, tmp_path):
+    overrides = ("--config.total_steps=400", "--config.checkpoint_every=5")
+    process = start(command(shards, tmp_path / "reference", *overrides))
+    assert process.wait() == 0 or process.communicate()
+    workdir = tmp_path / "killed"
+    saving = kill_until_done(
+        command(shards, workdir, *overrides), workdir, kills=30, steps=400, seed=1
+    )
+    replayed = assert_same_run(workdir, tmp_path / "reference", steps=400, interval=5)
+    resumes = len(lines(workdir, "event"))
+    print(f"30 kills, {saving} inside a save, {resumes} resumes, {replayed} steps replayed")
+    assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]
