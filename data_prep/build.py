@@ -40,6 +40,7 @@ from data_prep.films import (
     Outcome,
     Shard,
     build_shard,
+    die_with_parent,
     digest_film,
     patients_of,
 )
@@ -154,7 +155,8 @@ def _pool(workers: int) -> Iterator[Executor | None]:
         yield None
         return
     # Spawned, not forked: a fork would copy whatever threads the caller runs.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
         yield pool
 
 
@@ -215,7 +217,7 @@ def _write(
         members = [film for film in jobs if jobs[film].split == split]
         for index, part in enumerate(splits.shards(members)):
             shard = Shard(
-                path=work / f"part-{split}-{index:05d}",
+                path=work / f"part-{os.getpid()}-{split}-{index:05d}",
                 jobs=tuple(jobs[film] for film in part),
                 size=options.size,
                 fit=options.fit,
