@@ -15,10 +15,11 @@ REQUIRES = [
     "optax",  # optimizer chains
     "orbax-checkpoint",  # asynchronous, atomic checkpoints
     "pillow>=12.2",  # PNG, JPEG, TIFF; the floor is CVE-2026-40192
+    "protobuf",  # reads the records: tf.train.Example without TensorFlow
     "pydantic>=2.7",  # typed configs: errors that name the key
     "pydicom>=3.0.2",  # DICOM; the floor is CVE-2026-32711
     "scikit-image",  # lung heuristic, hulls, outlines
-    "scipy",  # filters of the model-free reconstruction baselines
+    "scipy",  # filters of the lung search and of the model-free reconstruction baselines
     "tensorboardX",  # TensorBoard files without TensorFlow
     "tensorflow-datasets",  # shards are also a TFDS data set; TensorFlow itself is not needed
     "tqdm",  # progress bars
@@ -26,7 +27,8 @@ REQUIRES = [
 
 EXTRAS = {
     # DICOM transfer syntaxes beyond the uncompressed ones: JPEG 2000, JPEG-LS, JPEG.
-    "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pyjpegls"],
+    # Nothing under the GPL: pylibjpeg-libjpeg is not here for that reason.
+    "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm"],
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "dev": [

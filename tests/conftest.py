@@ -7,6 +7,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8"
 )
+# Every collective of every simulated device blocks a thread; with one thread a core, eight devices
+# on two cores wait for each other for ever.
+os.environ.setdefault("PJRT_NPROC", "64")
 # One cache for all workers of this run and the programs that they start.
 CACHE = Path(__file__).parents[1] / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -6,6 +6,7 @@ A config file is code and is run; anything read from a run directory is data. Ex
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from xmae_jax.train import Preempted
 from xmae_jax.writers import write_atomic
 
 EX_USAGE, EX_DATA, EX_PREEMPTED = 64, 65, 75
+
+# Every collective of every simulated CPU device blocks a thread; with one thread a core, eight
+# devices on two cores wait for each other for ever.
+if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    os.environ.setdefault("PJRT_NPROC", "64")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("task", "train", list(TASKS), "What to do.")

@@ -17,14 +17,13 @@ from xmae_jax.typing import Batch, LossOut, Objective, Params, TrainState
 
 def init_state(objective: Objective, optimizer: optim.Optimizer, key: Key[Array, ""]) -> TrainState:
     """Make the state before the first step."""
-    params, extra = objective.init(key)
-    params, frozen = optim.split(params, optimizer.config.freeze)
+    params, frozen = optim.split(objective.init(key), optimizer.config.freeze)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         frozen=frozen,
         opt_state=optimizer.init(params),
-        extra=extra,
+        extra=objective.start(params),
         guard={"skipped": jnp.zeros((), jnp.int32)},
     )
 

@@ -114,7 +114,7 @@ def _train(
     else:
         state = jax.jit(init, out_shardings=shardings)(rng.key(config.seed, "init"))
         if config.init_from is not None:
-            state = _initialise(state, config, optimizer, shardings)
+            state = _initialise(state, config, objective, shardings)
             say(f"parameters from {config.init_from}")
 
     # The compiled step and predictions.
@@ -178,7 +178,7 @@ def _train(
 
 
 def _initialise(
-    state: TrainState, config: Config, optimizer: Optimizer, shardings: TrainState
+    state: TrainState, config: Config, objective: Objective, shardings: TrainState
 ) -> TrainState:
     """Replace the parameters by those of another run; moments and averages start anew."""
     assert config.init_from is not None
@@ -186,8 +186,8 @@ def _initialise(
         params = checkpoint.load_params(config.init_from, state.params, shardings=shardings.params)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    extra = {"ema": jax.tree.map(lambda x: x.copy(), params)} if "ema" in state.extra else {}
-    return dataclasses.replace(state, params=params, extra=state.extra | extra)
+    extra = jax.jit(objective.start, out_shardings=shardings.extra)(params)
+    return dataclasses.replace(state, params=params, extra=extra)
 
 
 def _line(log: dict[str, Any], batch_digest: str) -> dict[str, Any]:

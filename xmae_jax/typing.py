@@ -85,8 +85,12 @@ class Objective(Protocol):
         """Name the recipe in `xmae_jax.data.views` that turns a record into this batch."""
         ...
 
-    def init(self, key: jax.Array) -> tuple[Params, Params]:
-        """Make (params, extra)."""
+    def init(self, key: jax.Array) -> Params:
+        """Make the parameters, float32."""
+        ...
+
+    def start(self, params: Params) -> Params:
+        """Make `extra` from the trained parameters, at the start or after `init_from`."""
         ...
 
     def prepare(self, batch: Batch, rng: jax.Array, step: jax.Array) -> Prepared:

@@ -23,7 +23,7 @@ STEP = jnp.zeros((), jnp.int32)
 @pytest.fixture(scope="module")
 def made():
     mae = small_mae()
-    params, _ = jax.jit(mae.init)(rng.key(0, "init"))
+    params = jax.jit(mae.init)(rng.key(0, "init"))
     return mae, params, mae.prepare(small_batch(), KEY, STEP)
 
 
@@ -120,7 +120,7 @@ def test_released_preset_is_the_released_size(monkeypatch):
     from configs import pretrain_1280_released
 
     mae = objective_of(resolve(pretrain_1280_released.get_config()), OBJECTIVES)
-    params, _ = jax.eval_shape(mae.init, rng.key(0, "init"))
+    params = jax.eval_shape(mae.init, rng.key(0, "init"))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     assert mae.grid == (20, 20)
     assert count == 348_250_112
@@ -152,7 +152,7 @@ def test_released_preset_is_the_released_size(monkeypatch):
 
 def test_masks_of_evaluation_follow_the_record():
     mae = small_mae()
-    params, _ = jax.jit(mae.init)(rng.key(0, "init"))
+    params = jax.jit(mae.init)(rng.key(0, "init"))
     look = jax.jit(lambda b: mae.reconstruct(params, {}, {}, b, rng.key(0, "eval")))
     batch = small_batch()
     whole, last = look(batch), look({k: v[4:] for k, v in batch.items()})
@@ -163,7 +163,8 @@ def test_masks_of_evaluation_follow_the_record():
 
 def test_average_of_parameters():
     mae = small_mae(ema_decay=0.5)
-    params, extra = jax.jit(mae.init)(rng.key(0, "init"))
+    params = jax.jit(mae.init)(rng.key(0, "init"))
+    extra = mae.start(params)
     moved = jax.tree.map(lambda p: p + 1.0, params)
     after = mae.after_update(moved, extra, jnp.asarray(1000, jnp.int32))
     for start, average in zip(jax.tree.leaves(params), jax.tree.leaves(after["ema"]), strict=True):

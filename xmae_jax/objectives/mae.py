@@ -11,6 +11,7 @@ import dataclasses
 from functools import cached_property
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -98,11 +99,14 @@ class Mae:
     def _model(self, params: Params) -> MaskedAutoencoder:
         return nnx.merge(self._graph, params)
 
-    def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
-        """Make (params, extra) in float32."""
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Make the parameters, float32."""
         model = MaskedAutoencoder(self, rngs=nnx.Rngs(params=key))
-        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        return params, {} if self.ema_decay is None else {"ema": params}
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    def start(self, params: Params) -> Params:
+        """Make the average of the parameters, a copy."""
+        return {} if self.ema_decay is None else {"ema": jax.tree.map(jnp.copy, params)}
 
     def _masked(self, batch: Batch, keys: Key[Array, " b"]) -> dict[str, Array]:
         """Add `keep_ids`, `hidden`, `inside`, `target` and `uniform` to a batch."""

@@ -1,0 +1,72 @@
+"""The order of data: permutations, golden ids, mixtures, and the same for every host count."""
+
+import numpy as np
+import pytest
+
+from xmae_jax.data.plan import Plan, mixture_counts, permute
+
+
+def test_permutations():
+    for size in (1, 2, 3, 17, 64, 1000):
+        for key in (0, 1, 2**63):
+            index = np.arange(size)
+            there = permute(index, size, np.full(size, key, np.uint64))
+            assert sorted(there) == list(index), (size, key)
+    a, b = (permute(np.arange(1000), 1000, np.full(1000, k, np.uint64)) for k in (1, 2))
+    assert (a == b).mean() < 0.01 and (a == np.arange(1000)).mean() < 0.01
+    # Neighbours part: no correlation between place and value.
+    assert abs(np.corrcoef(np.arange(1000), a)[0, 1]) < 0.1
+
+
+def test_every_place_is_equally_likely():
+    counts = np.zeros((20, 20))
+    for key in range(4000):
+        counts[np.arange(20), permute(np.arange(20), 20, np.full(20, key, np.uint64))] += 1
+    chi = ((counts - 200) ** 2 / 200).sum()
+    assert 361 - 5 * np.sqrt(2 * 361) < chi < 361 + 5 * np.sqrt(2 * 361)
+
+
+PLAN = Plan(seed=0, sizes=(10, 7), counts=(4, 2), digests=("a", "b"))
+
+
+def test_golden_ids():
+    assert PLAN.ids(0).tolist() == GOLDEN[0]
+    assert PLAN.ids(1_000_000).tolist() == GOLDEN[1]
+    assert PLAN.ids(0).dtype == np.int32
+
+
+GOLDEN = (
+    [[0, 2], [0, 5], [0, 9], [0, 1], [1, 4], [1, 1]],
+    [[0, 6], [0, 4], [0, 7], [0, 0], [1, 4], [1, 5]],
+)
+
+
+def test_epochs_are_permutations_and_differ():
+    plan = Plan(seed=3, sizes=(10,), counts=(4,), digests=("a",))
+    order = np.concatenate([plan.ids(step)[:, 1] for step in range(10)])
+    epochs = order.reshape(4, 10)
+    assert (np.sort(epochs, axis=1) == np.arange(10)).all()
+    assert len({tuple(e) for e in epochs.tolist()}) == 4
+    other = Plan(seed=4, sizes=(10,), counts=(4,), digests=("a",))
+    assert any((plan.ids(s) != other.ids(s)).any() for s in range(3))
+    # A batch larger than the source takes several epochs at once.
+    big = Plan(seed=3, sizes=(10,), counts=(40,), digests=("a",))
+    np.testing.assert_array_equal(big.ids(0)[:, 1], order)
+
+
+def test_mixtures_are_fixed_blocks():
+    for step in range(20):
+        ids = PLAN.ids(step)
+        assert ids[:, 0].tolist() == [0, 0, 0, 0, 1, 1]
+    assert mixture_counts((100, 50), 6) == (4, 2)
+    assert mixture_counts((1000, 1), 8) == (7, 1)
+    assert sum(mixture_counts((3, 5, 11), 64)) == 64
+    with pytest.raises(ValueError, match="empty source"):
+        Plan(seed=0, sizes=(10, 0), counts=(4, 2), digests=("a", "b"))
+
+
+def test_digest_names_order_and_data():
+    again = Plan(seed=0, sizes=(10, 7), counts=(4, 2), digests=("a", "b"))
+    assert PLAN.batch_digest(3) == again.batch_digest(3) != PLAN.batch_digest(4)
+    other = Plan(seed=0, sizes=(10, 7), counts=(4, 2), digests=("a", "c"))
+    assert other.batch_digest(3) != PLAN.batch_digest(3)
