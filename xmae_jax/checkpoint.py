@@ -11,8 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xmae_jax.optim import leaf_path
-from xmae_jax.typing import Params, TrainState
+from xmae_jax.typing import Params, TrainState, leaf_path
 
 
 def flatten(tree: Any) -> dict[str, Any]:

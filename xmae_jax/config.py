@@ -170,7 +170,11 @@ def from_json(path: str | os.PathLike) -> ml_collections.ConfigDict:
             return tuple(value(inner) for inner in x)
         return ml_collections.config_dict.placeholder(object) if x is None else x
 
-    return ml_collections.ConfigDict(value(json.loads(Path(path).read_text())))
+    try:
+        tree = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    return ml_collections.ConfigDict(value(tree))
 
 
 def differences(old: str, new: str) -> list[str]:

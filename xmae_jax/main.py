@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from xmae_jax import config as config_lib
 from xmae_jax.config import ConfigError
@@ -64,30 +64,16 @@ def _parse(argv: list[str]) -> tuple[config_lib.Config, Path]:
     _define_config(argv[1:])
     try:
         rest = FLAGS(argv)
+        given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load for
     except flags.Error as error:
         raise ConfigError(str(error)) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{error}{_known(argv)}") from None
-    except (OSError, ImportError, SyntaxError) as error:
-        raise ConfigError(f"--config={_flag(argv[1:], 'config')}: {error}") from None
+    except Exception as error:  # a config file is code: anything may come out of it
+        text = " ".join(str(error).replace("\\n", " ").split()).strip("'\"")
+        raise ConfigError(f"--config: {type(error).__name__}: {text}") from None
     if rest[1:]:
         raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
-    config = config_lib.resolve(FLAGS.config)
+    config = config_lib.resolve(given)
     return config, Path(FLAGS.workdir or Path("runs") / config.name)
-
-
-def _known(argv: list[str]) -> str:
-    """Name the nearest config key of an override that failed."""
-    for arg in argv[1:]:
-        key = arg.lstrip("-").partition("=")[0]
-        part = FLAGS["config"].value
-        for name in key.split(".")[1:] if key.startswith("config.") else ():
-            if not isinstance(part, ConfigDict):
-                break
-            if name not in part:
-                return f" in --{key}{config_lib.nearest(name, part)}"
-            part = part[name]
-    return ""
 
 
 def _claim(config: config_lib.Config, workdir: Path, *, allow_change: bool) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from xmae_jax.typing import Params
+from xmae_jax.typing import Params, leaf_path
 
 NO_DECAY = re.compile(r".*(^|/)(bias|scale)")
 """Biases and norms do not decay; tokens do, as with He et al. (arXiv 2111.06377, appendix A)."""
@@ -49,11 +49,6 @@ class OptimConfig:
                 raise ValueError(f"{name} must be positive, got {value}")
         for pattern in self.freeze:
             re.compile(pattern)
-
-
-def leaf_path(path: tuple) -> str:
-    """Write a key path of a tree as `a/b/c`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:

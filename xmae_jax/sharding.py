@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from xmae_jax.optim import leaf_path
+from xmae_jax.typing import leaf_path
 
 RULES = (
     (r".*/blocks/.*/kernel", P(None, "fsdp")),

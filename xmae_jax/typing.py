@@ -17,7 +17,12 @@ Batch = Mapping[str, jax.Array]
 """Name -> array, first axis b; always `mask` [b] (1 real row, 0 padding) and `id` int32 [b 2]."""
 
 Params = dict[str, Any]
-"""A nested dict of arrays; a leaf's path is its keys joined by '/'."""
+"""A nested dict of arrays."""
+
+
+def leaf_path(path: tuple) -> str:
+    """Write a key path of a tree as `a/b/c`, the form that rules and checkpoints use."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 class Mean(NamedTuple):
