@@ -33,6 +33,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "dev": [
         "beartype",  # checks jaxtyping signatures at run time
+        "matplotlib",  # the curves in docs/
         "pyright",
         "pytest",
         "pytest-xdist",  # the suite on both cores

@@ -13,7 +13,9 @@ from tests.conftest import ROOT
 from xmae_jax import config as config_lib
 from xmae_jax.objectives import OBJECTIVES
 
-NAMES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
+NAMES = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
+)
 GOLDEN = Path(__file__).parent / "golden"
 
 

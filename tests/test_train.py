@@ -29,16 +29,11 @@ def command(shards, workdir, *overrides):
     ]  # fmt: skip
 
 
-def start(argv, **options):
-    env = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+def start(argv, *, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        argv,
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
+        argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -94,6 +89,33 @@ def test_a_run_leaves_what_it_promises(reference):
     assert (reference / "pictures/step_30/reconstruction.png").stat().st_size > 10_000
     assert list((reference / "tb").iterdir())
     assert {p.name for p in (reference / "checkpoints").iterdir()} == {"20", "30"}
+
+
+@pytest.mark.parametrize("mesh", ["--config.mesh.fsdp=1", "--config.mesh.fsdp=2"])
+def test_eight_devices_give_the_same_run(shards, reference, tmp_path, mesh):
+    # 30 steps are planned and some 20 taken, so that the rate is the reference's.
+    process = start(command(shards, tmp_path, "--config.total_steps=30", mesh), devices=8)
+    for text in process.stdout:
+        if text.startswith("step 20/30"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate()
+    got, want = lines(tmp_path)[:20], lines(reference)[:20]
+    assert [x["batch_digest"] for x in got] == [x["batch_digest"] for x in want]
+    losses = [[line["training_loss"] for line in run] for run in (got, want)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_run_starts_from_another_at_twice_its_size(shards, reference, tmp_path):
+    argv = command(shards, tmp_path / "run", "--config.total_steps=2", "--config.image_size=128")
+    process = start([*argv, f"--config.init_from={reference}"], devices=8)
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    assert f"parameters from {reference}" in out
+    wider = ["--config.objective.decoder.width=64", f"--workdir={tmp_path}/wider"]
+    process = start([*argv, f"--config.init_from={reference}", *wider])
+    out = process.communicate()[0]
+    assert process.returncode == 64 and "decoder/norm/scale is (128,) there" in out, out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

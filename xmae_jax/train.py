@@ -152,6 +152,10 @@ def _train(
             host = next(batches)
         state, log = step_fn(state, sharding.to_global(host, mesh, config.batch_size))
         last = done == config.total_steps
+        # A save overlaps with the step after it and no further, so that a kill at any moment costs
+        # at most one interval.
+        with clock.time("ckpt"):
+            checkpoints.wait()
 
         if done % config.log_every == 0 or last or stop.asked:
             line = _line(log, feed.plan.batch_digest(done - 1)) | clock.read(done)
