@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import ml_collections
 import pydantic
+from ml_collections.config_dict import placeholder
 
 from xmae_jax.optim import OptimConfig
 
@@ -168,7 +169,7 @@ def from_json(path: str | os.PathLike) -> ml_collections.ConfigDict:
             return {name: value(inner) for name, inner in x.items()}
         if isinstance(x, list):
             return tuple(value(inner) for inner in x)
-        return ml_collections.config_dict.placeholder(object) if x is None else x
+        return placeholder(object) if x is None else x
 
     try:
         tree = json.loads(Path(path).read_text())
