@@ -109,7 +109,7 @@ def test_errors_of_the_objective_name_the_key(changes, words):
 def test_differences():
     a, b = (config_lib.to_json(resolved("quickstart", arg)) for arg in ("", "smoke"))
     assert config_lib.differences(a, a) == []
-    assert "config.total_steps: 900 in the run directory, 40 now" in config_lib.differences(a, b)
+    assert "config.total_steps: 700 in the run directory, 40 now" in config_lib.differences(a, b)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def test_positions_span_the_same_range_at_every_size():
 
 def test_blocks_against_numpy():
     blocks = stack(
-        lambda r: Block(8, 2, dtype=jnp.float32, rngs=r), 3, rngs=nnx.Rngs(params=jax.random.key(0))
+        lambda r: Block(8, 2, dtype=jnp.dtype("float32"), rngs=r),
+        3,
+        rngs=nnx.Rngs(params=jax.random.key(0)),
     )
     params = jax.tree.map(
         lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape),
@@ -67,7 +69,7 @@ def test_blocks_against_numpy():
 
 
 def test_stem_is_three_convolutions():
-    stem = ConvStem(8, dtype=jnp.float32, rngs=nnx.Rngs(params=jax.random.key(0)))
+    stem = ConvStem(8, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(params=jax.random.key(0)))
     image = jax.random.normal(jax.random.key(1), (1, 64, 64, 1))
     got = stem(image.reshape(1, 1, 64 * 64))[0, 0]
 
@@ -85,7 +87,7 @@ def test_stem_is_three_convolutions():
 
 def test_initial_values():
     blocks = stack(
-        lambda r: Block(64, 4, dtype=jnp.float32, rngs=r),
+        lambda r: Block(64, 4, dtype=jnp.dtype("float32"), rngs=r),
         2,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )
