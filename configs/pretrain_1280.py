@@ -2,7 +2,8 @@
 
 Command:  python -m xmae_jax.main --config=configs/pretrain_1280.py --config.data.path=SHARDS
           (the chain: --config.init_from=runs/pretrain_640)
-Hardware: 256 TPU v5e chips; not yet run there.
+Hardware: not yet run at full size. Attention keeps every score, so this size wants a small
+          micro_batch_size on large devices until it works in blocks and recomputes.
 Expected: not yet run at full size; ":smoke" takes about a minute on two CPU cores.
 
 Follows Wang et al., Pre-training on High Definition X-ray Images (arXiv 2404.17926), in size,
@@ -23,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.image_size = 1280
     # 25 epochs of a million films.
     c.total_steps, c.warmup_steps = 6_250, 312
-    # A step takes a pod about ten seconds: a checkpoint every quarter of an hour.
+    # A step is 4,096 films of 1280 px: save and look after fewer of them than the smaller runs do.
     c.checkpoint_every, c.eval_every, c.picture_every = 100, 500, 500
     # 6,400 patches; 736 is 46 of 400, the released share.
     c.objective.mask.keep = 736

@@ -1,7 +1,7 @@
 """Pre-train ViT-L/16 at 224 px: the first link of the chain 224, 640, 1280.
 
 Command:  python -m xmae_jax.main --config=configs/pretrain_224.py --config.data.path=SHARDS
-Hardware: 16 TPU v5e chips or 8 A100; not yet run there.
+Hardware: one host with GPUs or TPUs; set micro_batch_size to what they hold. Not yet run there.
 Expected: not yet run at full size; ":smoke" takes about a minute on two CPU cores.
 """
 

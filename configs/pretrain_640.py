@@ -2,7 +2,8 @@
 
 Command:  python -m xmae_jax.main --config=configs/pretrain_640.py --config.data.path=SHARDS
           --config.init_from=runs/pretrain_224
-Hardware: 32 TPU v5e chips; not yet run there.
+Hardware: not yet run at full size. Attention keeps every score, so this size wants a small
+          micro_batch_size on large devices until it works in blocks and recomputes.
 Expected: not yet run at full size; ":smoke" takes about a minute on two CPU cores.
 
 Positions are fixed and counted in units of a 14 x 14 grid, so parameters fit at every size.

@@ -67,7 +67,6 @@ def test_parameters_move_along_a_chain_of_resolutions(tmp_path):
     saved.save(5, state)
     saved.close()
 
-    # Twice the size, and biases frozen in the first run are trained in the second, or not.
     larger = small_mae(image_size=64)
     like, shardings, _ = placed(larger, mesh)
     params = checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
@@ -79,14 +78,26 @@ def test_parameters_move_along_a_chain_of_resolutions(tmp_path):
 
     wider = small_mae(decoder=dataclasses.replace(mae.decoder, width=16))
     like, shardings, _ = placed(wider, mesh)
-    with pytest.raises(ValueError, match=r"params/decoder/norm/scale is \(8,\) there and \(16,\)"):
+    with pytest.raises(ValueError, match=r"decoder/norm/scale is \(8,\) there and \(16,\)"):
         checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
     deeper = {**like.params, "head": {"kernel": jax.ShapeDtypeStruct((2,), np.float32)}}
     where = {**shardings.params, "head": {"kernel": None}}
-    with pytest.raises(ValueError, match="missing params/head/kernel"):
+    with pytest.raises(ValueError, match="missing head/kernel"):
         checkpoint.load_params(tmp_path, deeper, shardings=where)
     with pytest.raises(ValueError, match="has no checkpoints"):
         checkpoint.load_params(tmp_path / "nowhere", like.params, shardings=shardings.params)
+
+
+def test_a_state_that_does_not_fit_is_refused_by_name(tmp_path):
+    mesh = sharding.make_mesh(data=1, fsdp=1)
+    _, _, init = placed(small_mae(), mesh)
+    saved = checkpoint.Checkpoints(tmp_path, keep=1)
+    saved.save(1, init(rng.key(0, "init")))
+    saved.wait()
+    wider = small_mae(decoder=dataclasses.replace(small_mae().decoder, width=16))
+    with pytest.raises(ValueError, match=r"params/decoder/norm/scale is \(8,\) there and \(16,\)"):
+        saved.restore(1, placed(wider, mesh)[0])
+    saved.close()
 
 
 def test_frozen_parameters_can_be_loaded_and_trained(tmp_path):

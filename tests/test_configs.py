@@ -94,7 +94,7 @@ def test_errors_name_the_key(changes, words):
         (dict(objective__name="mea"), ["config.objective.name is 'mea'", "known: mae"]),
         (dict(image_size=100), ["image_size 100 is no multiple of encoder.patch_size 16"]),
         (dict(objective__mask__keep=64), ["mask.keep is 64"]),
-        (dict(objective__encoder__heads=5), ["is no multiple of heads 5"]),
+        (dict(objective__encoder__heads=5), ["config.objective.encoder", "and of heads 5"]),
         (dict(compute_dtype="float16"), ["compute_dtype"]),
     ],
 )

@@ -43,6 +43,13 @@ def test_no_config_at_all(tmp_path):
         (["stray"], ["unexpected arguments: stray"]),
         (["--task=fly"], ["task"]),
         (["--config.data.mixture=(3,)"], ["mixture"]),
+        (["--config.micro_batch_size=-4"], ["micro_batch_size -4"]),
+        (["--config.micro_batch_size=0"], ["micro_batch_size 0"]),
+        (["--config.mesh.fsdp=3"], ["config.mesh", "3"]),
+        (["--config.optim.freeze=('(',)"], ["no regular expression"]),
+        (["--config.data.crop_scale=(1.5,3.0)"], ["crop_scale"]),
+        (["--config.objective.mask.ratio_inside=1.5"], ["ratio_inside"]),
+        (["--config.optim.b1=1.5"], ["b1 must lie in"]),
     ],
 )
 def test_usage_errors_exit_64(shards, tmp_path, argv, words):
@@ -61,13 +68,25 @@ def test_a_config_that_is_not_there():
     assert out.returncode == 64 and "nowhere.py" in out.stderr
 
 
+def test_a_refused_config_leaves_no_trace(shards, tmp_path):
+    out = run("--config=configs/quickstart.py:smoke", f"--config.data.path={shards}",
+              f"--workdir={tmp_path}/run", "--config.image_size=100")  # fmt: skip
+    assert out.returncode == 64 and not (tmp_path / "run").exists()
+
+
+def test_help_is_answered():
+    out = run("--help")
+    assert out.returncode == 0 and "--workdir" in out.stdout and "Exit codes" in out.stdout
+
+
 def test_bad_data_exits_65(shards, tmp_path):
     out = run("--config=configs/quickstart.py:smoke", f"--config.data.path={tmp_path}",
               f"--workdir={tmp_path}/run")  # fmt: skip
     assert out.returncode == 65 and "manifest.json" in out.stderr
     out = run("--config=configs/quickstart.py:smoke", f"--config.data.path={shards}",
-              "--config.data.eval_split=nope", f"--workdir={tmp_path}/run")  # fmt: skip
-    assert out.returncode in (64, 65) and "nope" in out.stderr and "val" in out.stderr
+              "--config.data.eval_split=nope", f"--workdir={tmp_path}/other")  # fmt: skip
+    assert out.returncode == 64 and "None trains without" in out.stderr
+    assert "nope" in out.stderr and "val" in out.stderr
     assert "Traceback" not in out.stderr
 
 
@@ -80,7 +99,7 @@ def test_a_changed_config_stops_unless_allowed(shards, tmp_path):
     out = run("--config=configs/quickstart.py:smoke", f"--config.data.path={shards}",
               f"--workdir={tmp_path}")  # fmt: skip
     assert out.returncode == 64
-    assert "config.seed: 7 in the run directory, 0 now" in out.stderr
+    assert "config.seed: 7 in the run directory, 0 now" in out.stderr, out.stderr
     assert (tmp_path / "config.json").read_text() == text
 
 

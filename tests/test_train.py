@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,30 @@ def test_eight_devices_give_the_same_run(shards, reference, tmp_path, mesh):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+def test_what_a_stop_kept_from_being_done_is_made_up_for(shards, reference, tmp_path):
+    done = tmp_path / "done"
+    shutil.copytree(reference, done)
+    for name in ("eval", "pictures"):
+        shutil.rmtree(done / name)
+    process = start([*command(shards, done)[:3], f"--workdir={done}"])
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    for name in ("eval/reconstruction/step_30/metrics.json", "final.json"):
+        assert (done / name).read_text() == (reference / name).read_text()
+    assert (done / "pictures/step_30/reconstruction.png").is_file()
+
+
+def test_other_data_under_the_same_path_stop_a_run(shards, reference, tmp_path):
+    done = tmp_path / "done"
+    shutil.copytree(reference, done)
+    data = json.loads((done / "data.json").read_text())
+    data["sources"][0]["digest"] = "0" * 64
+    (done / "data.json").write_text(json.dumps(data))
+    process = start([*command(shards, done)[:3], f"--workdir={done}"])
+    out = process.communicate()[0]
+    assert process.returncode == 64 and "other data" in out and "0000" in out, out
+
+
 def test_a_run_starts_from_another_at_twice_its_size(shards, reference, tmp_path):
     argv = command(shards, tmp_path / "run", "--config.total_steps=2", "--config.image_size=128")
     process = start([*argv, f"--config.init_from={reference}"], devices=8)
@@ -152,11 +177,11 @@ def test_a_signal_before_the_first_step_saves_too(shards, tmp_path):
     assert lines(tmp_path, "event")[0]["step"] <= 1
 
 
-def kill_until_done(argv, workdir, *, kills, steps, seed):
-    """Start and kill -9 at random moments, then let it finish; return kills inside a save."""
+def kill_until_done(argv, workdir, *, kills, seed):
+    """Start and kill -9 at random moments, then let it finish; return (kills, inside a save)."""
     draw = np.random.default_rng(seed)
-    saving = 0
-    for _ in range(kills):
+    killed = saving = 0
+    while killed < kills and not (workdir / "final.json").exists():
         before = len(lines(workdir))
         process = start(argv)
         drain = threading.Thread(target=process.stdout.read)
@@ -173,18 +198,17 @@ def kill_until_done(argv, workdir, *, kills, steps, seed):
         code = process.wait()
         drain.join()
         assert code in (0, -signal.SIGKILL)
+        killed += code != 0
         saving += any("tmp" in p.name for p in (workdir / "checkpoints").glob("*"))
-        if code == 0:
-            break
     process = start(argv)
     out = process.communicate()[0]
     assert process.returncode == 0, out
-    return saving
+    return killed, saving
 
 
 def test_kill_and_resume(shards, reference, tmp_path):
     argv = command(shards, tmp_path, "--config.total_steps=30")
-    kill_until_done(argv, tmp_path, kills=3, steps=30, seed=0)
+    assert kill_until_done(argv, tmp_path, kills=3, seed=0)[0] >= 2
     assert_same_run(tmp_path, reference, steps=30, interval=10)
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name]
 
@@ -193,12 +217,14 @@ def test_kill_and_resume(shards, reference, tmp_path):
 def test_thirty_kills(shards, tmp_path):
     overrides = ("--config.total_steps=400", "--config.checkpoint_every=5")
     process = start(command(shards, tmp_path / "reference", *overrides))
-    assert process.wait() == 0 or process.communicate()
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
     workdir = tmp_path / "killed"
-    saving = kill_until_done(
-        command(shards, workdir, *overrides), workdir, kills=30, steps=400, seed=1
+    killed, saving = kill_until_done(
+        command(shards, workdir, *overrides), workdir, kills=30, seed=1
     )
     replayed = assert_same_run(workdir, tmp_path / "reference", steps=400, interval=5)
     resumes = len(lines(workdir, "event"))
-    print(f"30 kills, {saving} inside a save, {resumes} resumes, {replayed} steps replayed")
+    assert killed == 30 and saving >= 3
+    print(f"{killed} kills, {saving} inside a save, {resumes} resumes, {replayed} steps replayed")
     assert not [p for p in (workdir / "checkpoints").iterdir() if "tmp" in p.name]

@@ -31,7 +31,12 @@ class Checkpoints:
     def __init__(self, workdir: str | os.PathLike, *, keep: int):
         directory = Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            directory,
+            options=options,
+            item_names=("state",),
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
+        )
 
     @property
     def latest(self) -> int | None:
@@ -40,13 +45,20 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState) -> None:
         """Copy the state off the devices now and write it behind the loop's back."""
+        self.wait()
         if step != self.latest:
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)))
             )
 
     def restore(self, step: int, like: Any) -> Any:
-        """Read a step; `like` gives structure, shapes and shardings."""
+        """Read a step; `like` gives structure, shapes and shardings.
+
+        Raises ValueError naming every leaf that is not there or has another shape.
+        """
+        saved = self._manager.item_metadata(step)["state"]
+        shapes = {name: tuple(leaf.shape) for name, leaf in saved.tree.items()}
+        _compare(shapes, {n: x.shape for n, x in flatten(like).items()}, f"checkpoint {step}")
         args = ocp.args.Composite(state=ocp.args.StandardRestore(flatten(like)))
         return unflatten(self._manager.restore(step, args=args)["state"], like)
 
@@ -59,59 +71,54 @@ class Checkpoints:
         self._manager.close()
 
 
+def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
+    wrong = [f"missing {n}" for n in wanted if n not in saved]
+    wrong += [f"extra {n}" for n in saved if n not in wanted]
+    wrong += [
+        f"{n} is {saved[n]} there and {tuple(shape)} here"
+        for n, shape in wanted.items()
+        if n in saved and saved[n] != tuple(shape)
+    ]
+    if wrong:
+        raise ValueError(f"{where}: " + "; ".join(sorted(wrong)))
+
+
 def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) -> Params:
-    """Read the newest parameters of another run; every path and shape must be there.
+    """Read the newest parameters of another run, trained or frozen there; `params` gives shapes.
 
     Raises ValueError with the list of what is missing, extra or of another shape.
     """
     directory = Path(run).absolute() / "checkpoints"
     if not directory.is_dir():
-        raise ValueError(f"init_from: {run} has no checkpoints")
-    manager = ocp.CheckpointManager(
-        directory, item_names=("state",), item_handlers={"state": ocp.PyTreeCheckpointHandler()}
-    )
-    step = manager.latest_step()
-    if step is None:
-        raise ValueError(f"init_from: {run} has no complete checkpoint")
-    saved = {
-        name: leaf.shape
-        for name, leaf in manager.item_metadata(step)["state"].tree.items()
-        if name.startswith(("params/", "frozen/"))
-    }
-    wanted = {f"params/{name}": leaf for name, leaf in flatten(params).items()}
-    # A parameter may have been frozen there and be trained here.
-    source = {
-        name: name if name in saved else name.replace("params/", "frozen/", 1) for name in wanted
-    }
-    wrong = [f"missing {n}" for n in wanted if source[n] not in saved]
-    wrong += [f"extra {n}" for n in saved if n not in source.values()]
-    wrong += [
-        f"{n} is {saved[source[n]]} there and {leaf.shape} here"
-        for n, leaf in wanted.items()
-        if source[n] in saved and tuple(saved[source[n]]) != leaf.shape
-    ]
-    if wrong:
-        raise ValueError(f"init_from: {run}, step {step}: " + "; ".join(sorted(wrong)))
-    flat_shardings = flatten(shardings)
-    target = {
-        source[name]: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=flat_shardings[name.removeprefix("params/")]
+        raise ValueError(f"{run} has no checkpoints")
+    with ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(read_only=True),
+        item_names=("state",),
+        item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+    ) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise ValueError(f"{run} has no complete checkpoint")
+        saved = {
+            name.partition("/")[2]: (name, tuple(leaf.shape))
+            for name, leaf in manager.item_metadata(step)["state"].tree.items()
+            if name.startswith(("params/", "frozen/"))
+        }
+        wanted, where = flatten(params), flatten(shardings)
+        shapes = {name: shape for name, (_, shape) in saved.items()}
+        _compare(shapes, {n: x.shape for n, x in wanted.items()}, f"{run}, step {step}")
+        target = {
+            saved[name][0]: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[name])
+            for name, leaf in wanted.items()
+        }
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
         )
-        for name, leaf in wanted.items()
-    }
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            )
-        ),
-    )["state"]
-    manager.close()
-    flat = {name.removeprefix("params/"): restored[source[name]] for name in wanted}
-    return unflatten(flat, params)
+        restored = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+    return unflatten({name: restored[saved[name][0]] for name in wanted}, params)
 
 
 def digests(tree: Any) -> dict[str, str]:

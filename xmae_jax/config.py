@@ -34,7 +34,8 @@ class DataConfig:
     path: str | tuple[str, ...] | None
     """A shard directory, or several to mix."""
     split: str
-    eval_split: str
+    eval_split: str | None
+    """Held-out films; None evaluates nothing and draws nothing."""
     mixture: tuple[int, ...] | None
     """Rows of each batch from each directory; None shares them in proportion to their sizes."""
     contour_region: Literal["lungs", "hull"]
@@ -43,6 +44,15 @@ class DataConfig:
     threads: int
     workers: int
     """Loader processes; 0 uses threads."""
+
+    def __post_init__(self) -> None:
+        if self.eval_split == self.split:
+            raise ValueError(f"eval_split is the training split, {self.split!r}")
+        low, high = self.crop_scale or (1.0, 1.0)
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")
+        if self.threads < 1 or self.workers < 0:
+            raise ValueError("threads must be positive and workers not negative")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -56,6 +66,10 @@ class MeshConfig:
 
     data: int
     fsdp: int
+
+    def __post_init__(self) -> None:
+        if self.fsdp < 1 or (self.data < 1 and self.data != -1):
+            raise ValueError(f"a mesh of {self.data} x {self.fsdp} devices cannot be")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +106,16 @@ class Config:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.warmup_steps < 0 or self.seed < 0:
             raise ValueError("warmup_steps and seed must not be negative")
-        if self.batch_size % (self.micro_batch_size or self.batch_size):
+        if self.rows_at_once < 1 or self.batch_size % self.rows_at_once:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size"
                 f" {self.micro_batch_size}"
             )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of the global batch that are in memory at once."""
+        return self.batch_size if self.micro_batch_size is None else self.micro_batch_size
 
 
 def build(cls: type[T], tree: dict[str, Any], *, where: str = "config") -> T:
@@ -178,10 +197,10 @@ def from_json(path: str | os.PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(value(tree))
 
 
-def differences(old: str, new: str) -> list[str]:
-    """List what differs between two configs in JSON, a line each."""
+def differences(old: str, new: str, *, where: str = "config") -> list[str]:
+    """List what differs between two JSON texts, a line each."""
 
-    def flat(tree: Any, where: str = "config") -> dict[str, Any]:
+    def flat(tree: Any, where: str = where) -> dict[str, Any]:
         if not isinstance(tree, dict):
             return {where: tree}
         return {k: v for n, x in tree.items() for k, v in flat(x, f"{where}.{n}").items()}

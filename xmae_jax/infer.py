@@ -18,10 +18,10 @@ Row = dict[str, Any]
 
 
 def compile_predict(fn: Callable[..., Any], mesh: Mesh, key: jax.Array) -> Predict:
-    """Jit `fn(params, frozen, extra, batch, key)`; its outputs lie whole on every device."""
+    """Jit `fn(params, frozen, extra, batch, key)`; batch and outputs lie whole on every device."""
 
     def predict(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return fn(state.params, state.frozen, state.extra, batch, key)
+        return {**batch, **fn(state.params, state.frozen, state.extra, batch, key)}
 
     return jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
@@ -35,6 +35,6 @@ def rows(
     """
     for host in loader(load, first=0, last=steps, workers=0, threads=threads):
         batch = sharding.to_global(host, mesh, len(load.ids(0)))
-        made = jax.device_get(predict(state, batch))
-        for i in np.flatnonzero(host["mask"]):
-            yield {name: array[i] for name, array in (host | made).items()}
+        whole = jax.device_get(predict(state, batch))
+        for i in np.flatnonzero(whole["mask"]):
+            yield {name: array[i] for name, array in whole.items()}

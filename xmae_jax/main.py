@@ -18,7 +18,6 @@ from xmae_jax.config import ConfigError
 from xmae_jax.data.records import DataError
 from xmae_jax.tasks import TASKS
 from xmae_jax.train import Preempted
-from xmae_jax.writers import write_atomic
 
 EX_USAGE, EX_DATA, EX_PREEMPTED = 64, 65, 75
 
@@ -76,28 +75,15 @@ def _parse(argv: list[str]) -> tuple[config_lib.Config, Path]:
     return config, Path(FLAGS.workdir or Path("runs") / config.name)
 
 
-def _claim(config: config_lib.Config, workdir: Path, *, allow_change: bool) -> None:
-    """Write the resolved config, or compare it with the one that the run began with."""
-    path, text = workdir / "config.json", config_lib.to_json(config)
-    if path.is_file() and (changes := config_lib.differences(path.read_text(), text)):
-        if not allow_change:
-            raise ConfigError(
-                f"{workdir} was begun with another config:\n  "
-                + "\n  ".join(changes)
-                + "\nGo on with --allow_config_change, or choose another --workdir."
-            )
-        print("config changed:\n  " + "\n  ".join(changes))
-    write_atomic(path, text)
-
-
 def main(argv: list[str]) -> int:
     """Run one task; return the exit code."""
     logging.set_verbosity(logging.ERROR)
+    if {"--help", "-h", "-help"} & set(argv):
+        print((__doc__ or "") + FLAGS.main_module_help())
+        return 0
     try:
         config, workdir = _parse(argv)
-        if config.data.paths:
-            _claim(config, workdir, allow_change=FLAGS.allow_config_change)
-        TASKS[FLAGS.task](config, workdir)
+        TASKS[FLAGS.task](config, workdir, allow_config_change=FLAGS.allow_config_change)
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return EX_PREEMPTED

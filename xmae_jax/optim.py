@@ -47,8 +47,17 @@ class OptimConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("min_lr", "weight_decay", "weight_decay_end"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for pattern in self.freeze:
-            re.compile(pattern)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"freeze: {pattern!r} is no regular expression: {error}") from None
 
 
 def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
@@ -65,6 +74,14 @@ def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
         return out
 
     return part(params, "", False), part(params, "", True)
+
+
+def merge(params: Params, frozen: Params) -> Params:
+    """Join two nested dicts of which no path is in both."""
+    joined = dict(params)
+    for name, value in frozen.items():
+        joined[name] = merge(joined.get(name, {}), value) if isinstance(value, dict) else value
+    return joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,5 +158,7 @@ def layer_rate(name: str, shape: tuple[int, ...], params: Params, decay: float) 
     if name.startswith("encoder/blocks/"):
         layers = shape[0]
         return (decay ** (layers - jnp.arange(layers))).reshape(-1, *[1] * (len(shape) - 1))
+    if "blocks" not in params["encoder"]:
+        raise ValueError("layer_decay counts layers of the encoder's blocks, and freeze takes all")
     depth = jax.tree.leaves(params["encoder"]["blocks"])[0].shape[0]
     return decay ** (depth + 1)

@@ -32,11 +32,12 @@ def gradient(
     objective: Objective, state: TrainState, batch: Batch, key: Key[Array, ""], micro_batches: int
 ) -> tuple[Params, LossOut, Float[Array, ""]]:
     """Return (gradient, summed LossOut, loss) of the global batch, in `micro_batches` parts."""
-    batch, weights = objective.prepare(batch, key, state.step)
+    prepare_key, loss_key = jax.random.split(key)
+    batch, weights = objective.prepare(batch, prepare_key, state.step)
     safe = {name: jnp.where(w > 0, w, 1.0) for name, w in weights.items()}
 
     def loss_fn(params: Params, extra: Params, rows: Batch) -> tuple[Array, LossOut]:
-        out = objective.loss(params, state.frozen, extra, rows, key, state.step)
+        out = objective.loss(params, state.frozen, extra, rows, loss_key, state.step)
         terms = [out.totals[name] / safe[name] for name in weights]
         return jnp.sum(jnp.stack(terms)), out
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep, loader
 from xmae_jax.data.plan import Plan
 from xmae_jax.metrics import values
-from xmae_jax.optim import Optimizer
+from xmae_jax.optim import Optimizer, merge, split
 from xmae_jax.typing import Objective, TrainState
 
 
@@ -58,29 +58,34 @@ def train(
     config: Config,
     objective: Objective,
     feed: Feed,
-    evaluators: dict[str, Evaluator],
+    evaluators: Mapping[str, Evaluator],
+    mesh: jax.sharding.Mesh,
     workdir: Path,
+    files: dict[str, str],
 ) -> None:
     """Train to `config.total_steps`, from the newest checkpoint in `workdir` if there is one.
 
-    Raises Preempted after SIGTERM or SIGINT, with the state of that very step saved.
+    `files` (name -> JSON) say what the run is made of; they are written once it has a state.
+    Raises ConfigError if a checkpoint or `init_from` does not fit, and Preempted after SIGTERM or
+    SIGINT, with the state of that very step saved.
     """
     with _Stop() as stop:
-        _train(config, objective, feed, evaluators, workdir, stop)
+        _train(config, objective, feed, evaluators, mesh, workdir, files, stop)
 
 
 def _train(
     config: Config,
     objective: Objective,
     feed: Feed,
-    evaluators: dict[str, Evaluator],
+    evaluators: Mapping[str, Evaluator],
+    mesh: jax.sharding.Mesh,
     workdir: Path,
+    files: dict[str, str],
     stop: _Stop,
 ) -> None:
     say = print if jax.process_index() == 0 else lambda *_, **__: None
 
-    # The mesh, and every shape on it.
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    # Every shape, and where it lies on the mesh.
     warmup_steps = min(config.warmup_steps, config.total_steps)
     optimizer = Optimizer(config.optim, config.batch_size, warmup_steps, config.total_steps)
     init = partial(step_lib.init_state, objective, optimizer)
@@ -100,32 +105,35 @@ def _train(
 
     # The state: restored, or made and perhaps filled from another run.
     checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint_keep)
-    writer = writers.Writer(workdir, active=jax.process_index() == 0)
     first = checkpoints.latest or 0
-    if checkpoints.latest is not None:
-        like = jax.tree.map(
-            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-            shapes,
-            shardings,
-        )
-        state = checkpoints.restore(first, like)
+    if first > config.total_steps:
+        raise ConfigError(f"total_steps is {config.total_steps}, and {workdir} is at step {first}")
+    try:
+        if first:
+            state = checkpoints.restore(first, _placed(shapes, shardings))
+        else:
+            state = jax.jit(init, out_shardings=shardings)(rng.key(config.seed, "init"))
+            if config.init_from is not None:
+                state = _initialise(state, config, objective, shardings)
+    except ValueError as error:
+        raise ConfigError(f"parameters do not fit: {error}") from None
+    for name, text in files.items():
+        writers.write_atomic(workdir / f"{name}.json", text)
+    writer = writers.Writer(workdir, active=jax.process_index() == 0)
+    if first:
         writer.write("event", first, {"event": "resume"})
         say(f"resumed at step {first}")
-    else:
-        state = jax.jit(init, out_shardings=shardings)(rng.key(config.seed, "init"))
-        if config.init_from is not None:
-            state = _initialise(state, config, objective, shardings)
-            say(f"parameters from {config.init_from}")
+    elif config.init_from is not None:
+        say(f"parameters from {config.init_from}")
 
     # The compiled step and predictions.
-    micro_batches = config.batch_size // (config.micro_batch_size or config.batch_size)
     step_fn = jax.jit(
         partial(
             step_lib.train_step,
             objective=objective,
             optimizer=optimizer,
             seed=config.seed,
-            micro_batches=micro_batches,
+            micro_batches=config.batch_size // config.rows_at_once,
         ),
         donate_argnums=0,
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
@@ -142,12 +150,11 @@ def _train(
         threads=config.data.threads,
     )
     clock = _Clock(config, first)
+    if first and not stop.asked:
+        looker.look(state, first, say)  # what a stop may have kept from being done
     for done in range(first + 1, config.total_steps + 1):
         if stop.asked:
-            checkpoints.save(done - 1, state)
-            checkpoints.wait()
-            writer.write("event", done - 1, {"event": "preempted"})
-            raise Preempted(f"stopped at step {done - 1} of {config.total_steps}, and saved")
+            break
         with clock.time("data"):
             host = next(batches)
         state, log = step_fn(state, sharding.to_global(host, mesh, config.batch_size))
@@ -165,20 +172,29 @@ def _train(
         if done % config.checkpoint_every == 0 or last:
             with clock.time("ckpt"):
                 checkpoints.save(done, state)
-        with clock.paused():
-            if not stop.asked and (done % config.eval_every == 0 or last):
-                looker.evaluate(state, done, say)
-            if not stop.asked and (done % config.picture_every == 0 or last):
-                looker.draw(state, done, say)
+        if not stop.asked:
+            with clock.paused():
+                looker.look(state, done, say)
 
     # The end: what the next run, or a reader, can compare.
+    done = int(state.step)
+    checkpoints.save(done, state)
     checkpoints.wait()
-    if jax.process_count() == 1:
-        final = {"step": config.total_steps, "sha256": checkpoint.digests(state)}
-        writers.write_atomic(workdir / "final.json", json.dumps(final, indent=1) + "\n")
+    if stop.asked:
+        writer.write("event", done, {"event": "preempted"})
+        raise Preempted(f"stopped at step {done} of {config.total_steps}, and saved")
+    final = {"step": done, "sha256": checkpoint.digests(state)}
+    writers.write_atomic(workdir / "final.json", json.dumps(final, indent=1) + "\n")
     checkpoints.close()
     writer.close()
     say(f"done: {workdir}")
+
+
+def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
+    """Join shapes and shardings."""
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+    )
 
 
 def _initialise(
@@ -186,12 +202,14 @@ def _initialise(
 ) -> TrainState:
     """Replace the parameters by those of another run; moments and averages start anew."""
     assert config.init_from is not None
-    try:
-        params = checkpoint.load_params(config.init_from, state.params, shardings=shardings.params)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    params = checkpoint.load_params(
+        config.init_from,
+        merge(state.params, state.frozen),
+        shardings=merge(shardings.params, shardings.frozen),
+    )
+    params, frozen = split(params, config.optim.freeze)
     extra = jax.jit(objective.start, out_shardings=shardings.extra)(params)
-    return dataclasses.replace(state, params=params, extra=extra)
+    return dataclasses.replace(state, params=params, frozen=frozen, extra=extra)
 
 
 def _line(log: dict[str, Any], batch_digest: str) -> dict[str, Any]:
@@ -216,7 +234,7 @@ class _Looker:
     config: Config
     objective: Objective
     feed: Feed
-    evaluators: dict[str, Evaluator]
+    evaluators: Mapping[str, Evaluator]
     mesh: jax.sharding.Mesh
     workdir: Path
     writer: writers.Writer
@@ -243,29 +261,31 @@ class _Looker:
             threads=self.config.data.threads,
         )
 
-    def evaluate(self, state: TrainState, done: int, say: Any) -> None:
-        """Write metrics.json and predictions.csv of every evaluator."""
+    def look(self, state: TrainState, done: int, say: Any) -> None:
+        """Evaluate and draw what is due at this step and not there yet."""
+        last = done == self.config.total_steps
         for name, evaluator in self.evaluators.items():
-            splits = {
-                split: partial(self._rows, evaluator, state, split, self.config.eval_rows)
-                for split in self.feed.evaluation
-            }
-            metrics, predictions = evaluator.evaluate(splits)
-            if self.writer.active:
-                folder = self.workdir / "eval" / name / f"step_{done}"
-                writers.write_atomic(folder / "predictions.csv", predictions)
-                writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-            self.writer.write("eval", done, {"evaluator": name, **metrics})
-            say(evaluator.table(metrics))
-
-    def draw(self, state: TrainState, done: int, say: Any) -> None:
-        """Draw the first eight held-out films, the same ones every time."""
-        for name, evaluator in self.evaluators.items():
-            rows = list(self._rows(evaluator, state, "val", 8))
-            if self.writer.active and rows:
-                path = self.workdir / "pictures" / f"step_{done}" / f"{name}.png"
+            folder = self.workdir / "eval" / name / f"step_{done}"
+            if (last or done % self.config.eval_every == 0) and not folder.is_dir():
+                self._evaluate(name, evaluator, state, done, folder, say)
+            path = self.workdir / "pictures" / f"step_{done}" / f"{name}.png"
+            if (last or done % self.config.picture_every == 0) and not path.is_file():
+                rows = list(self._rows(evaluator, state, "val", 8))
                 evaluator.draw(rows, path, title=f"{self.config.name}, step {done:,}")
                 say(f"picture: {path}")
+
+    def _evaluate(
+        self, name: str, evaluator: Evaluator, state: TrainState, done: int, folder: Path, say: Any
+    ) -> None:
+        splits = {
+            split: partial(self._rows, evaluator, state, split, self.config.eval_rows)
+            for split in self.feed.evaluation
+        }
+        metrics, predictions = evaluator.evaluate(splits)
+        self.writer.write("eval", done, {"evaluator": name, **metrics})
+        writers.write_atomic(folder / "predictions.csv", predictions)
+        writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        say(evaluator.table(metrics))
 
 
 class _Stop:

@@ -111,7 +111,7 @@ class Objective(Protocol):
         rng: jax.Array,
         step: jax.Array,
     ) -> LossOut:
-        """Sum each term over the rows of `batch`."""
+        """Sum each term over the rows of `batch`; a draw per row belongs into `prepare`."""
         ...
 
     def after_update(self, params: Params, extra: Params, step: jax.Array) -> Params:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ class Writer:
         """Append one line and flush it; numbers go to TensorBoard as `kind/name`."""
         if not self.active:
             return
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        line = {"step": step, "kind": kind, **values}
+        # JSON has no NaN; `loss_hex` still says it.
+        line = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in line.items()}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):
@@ -63,6 +67,10 @@ _GAP = 8
 _HEAD = 30
 
 
+_UNSEEN = np.array([0.20, 0.30, 0.48])
+"""A blue that no film has, for what was not shown or not scored."""
+
+
 def _panel(pixels: Float[np.ndarray, "h w"] | Float[np.ndarray, "h w 3"]) -> Image.Image:
     image = Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
     return image.convert("RGB").resize((_PANEL, _PANEL), Image.Resampling.LANCZOS)
@@ -70,28 +78,32 @@ def _panel(pixels: Float[np.ndarray, "h w"] | Float[np.ndarray, "h w 3"]) -> Ima
 
 def reconstruction_panels(
     image: UInt8[np.ndarray, "h w 1"],
-    lung: UInt8[np.ndarray, "m m"],
+    region: UInt8[np.ndarray, "m m"],
     hidden: Bool[np.ndarray, "gh gw"],
     target: Bool[np.ndarray, "gh gw"],
     reconstruction: Float[np.ndarray, "h w 1"],
 ) -> dict[str, Image.Image]:
-    """Draw what a masked auto-encoder saw of one film and made of it, five panels."""
+    """Draw what a masked auto-encoder saw of one film and made of it, five panels.
+
+    Blue is what was hidden in the third panel, and what is not scored (visible patches and
+    padding) in the last. The fourth shows predictions where there is a target, the film elsewhere.
+    """
     film = image[:, :, 0].astype(np.float32) / 255
     scale = film.shape[0] // hidden.shape[0]
     unseen, aim = (np.kron(m, np.ones((scale, scale))).astype(bool) for m in (hidden, target))
-    guess = np.where(unseen, reconstruction[:, :, 0], film)
+    guess = np.where(aim, reconstruction[:, :, 0], film)
 
-    at_panel_size = Image.fromarray(lung * np.uint8(255)).resize((_PANEL, _PANEL))
-    outline = find_boundaries(np.asarray(at_panel_size) > 127)
+    at_panel_size = Image.fromarray(region * np.uint8(255)).resize((_PANEL, _PANEL))
     contour = np.asarray(_panel(film)).copy()
-    contour[outline] = (255, 140, 0)
-    error = np.where(aim, np.abs(guess - film), 0.0)
+    contour[find_boundaries(np.asarray(at_panel_size) > 127)] = (255, 140, 0)
+    grey = np.repeat(film[:, :, None], 3, axis=2)
+    error = np.repeat((4 * np.abs(guess - film))[:, :, None], 3, axis=2)
     return {
         "film": _panel(film),
-        "contour": Image.fromarray(contour),
-        "visible": _panel(np.where(unseen, 0.35, film)),
-        "reconstruction": _panel(guess),
-        "error x 4": _panel(4 * error),
+        "masked by": Image.fromarray(contour),
+        "visible": _panel(np.where(unseen[:, :, None], _UNSEEN, grey)),
+        "visible + predicted": _panel(guess),
+        "error x 4": _panel(np.where(aim[:, :, None], error, _UNSEEN)),
     }
 
 

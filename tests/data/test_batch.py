@@ -1,5 +1,7 @@
 """Views and loaders: geometry, and the same bytes from any worker and any start."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -116,13 +118,72 @@ if __name__ == "__main__":
 
 
 def test_every_row_once():
-    for size, limit in (((1,), None), ((7,), None), ((8,), None), ((3, 5), None), ((9, 9), 12)):
+    for size, limit in (
+        ((1,), 99),
+        ((7,), 99),
+        ((8,), 8),
+        ((3, 5), 99),
+        ((9, 9), 12),
+        ((90, 6), 8),
+    ):
         ids = EveryRow(size, 4, limit)
         seen = np.concatenate([ids(step) for step in range(ids.steps)])
-        real = seen[seen[:, 0] >= 0]
-        want = [(s, i) for s, n in enumerate(size) for i in range(n)][:limit]
-        assert [tuple(r) for r in real.tolist()] == want
+        real = [tuple(row) for row in seen[seen[:, 0] >= 0].tolist()]
+        every = [(s, i) for s, n in enumerate(size) for i in range(n)]
+        assert real == sorted(set(real)) and set(real) <= set(every)
+        assert len(real) == min(len(every), limit)
         assert len(seen) == 4 * ids.steps and len(seen) - len(real) < 4
+    assert {source for source, _ in EveryRow((90, 30), 4, 8)(1).tolist()} == {0, 1}
+
+
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG")
+    return out.getvalue()
+
+
+def ellipse(y, x, height, width):
+    rows, columns = np.mgrid[:200, :200]
+    return ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 < 1
+
+
+@pytest.mark.parametrize("crop_scale", [None, (0.3, 0.8)])
+@pytest.mark.parametrize("region", ["lungs", "hull"])
+def test_a_view_cuts_film_contour_and_box_alike(region, crop_scale):
+    # The film lies off-centre in its square, brighter than the padding; lungs are brighter still.
+    film, lung, hull = (
+        np.zeros((200, 200), np.uint8),
+        ellipse(90, 60, 40, 25),
+        ellipse(95, 80, 60, 50),
+    )
+    film[20:180, 10:140] = 60
+    film[hull] = 140
+    film[lung] = 250
+    record = {
+        "image": png(film),
+        "lung_mask": png(lung),
+        "lung_hull": png(hull),
+        "valid_box": np.array([20, 10, 180, 140], np.int32),
+    }
+    view = FilmView(image_size=128, grid=(8, 8), contour_region=region, crop_scale=crop_scale)
+    for row in range(8):
+        seen = view(record, row_rng(0, 0, row))
+        image = seen["image"][:, :, 0].astype(int)
+        assert seen["lung"].shape == (64, 64) and seen["image"].dtype == np.uint8
+        inside = np.kron(seen["lung"], np.ones((2, 2))).astype(bool)
+        wanted = image > (195 if region == "lungs" else 100)
+        assert (inside != wanted).mean() < 0.03
+        rows, columns = (np.arange(128) + 0.5) / 128, (np.arange(128) + 0.5) / 128
+        y0, x0, y1, x1 = seen["box"]
+        box = ((rows > y0) & (rows < y1))[:, None] & ((columns > x0) & (columns < x1))
+        assert (box != (image > 30)).mean() < 0.02
+        assert crop_scale is None or box.all()
+
+
+def test_a_film_without_a_mask_has_an_empty_contour():
+    record = {"image": png(np.full((64, 64), 9, np.uint8)), "lung_mask": None, "lung_hull": None,
+              "valid_box": np.array([0, 0, 64, 64])}  # fmt: skip
+    assert not VIEW(record, row_rng(0, 0, 0))["lung"].any()
 
 
 def test_random_draws_of_a_row_are_its_own():

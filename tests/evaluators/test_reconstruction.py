@@ -18,7 +18,8 @@ def row(index, *, given=False, seed=0, size=32, side=8):
     return {
         "id": np.array([0, index], np.int32),
         "image": image,
-        "lung": np.zeros((64, 64), np.uint8),
+        "region": np.zeros((64, 64), np.uint8),
+        "box": np.array([0, 0, 0.875, 1], np.float32),
         "hidden": hidden,
         "target": target,
         "reconstruction": draw.random((size, size, 1)).astype(np.float32),
@@ -43,7 +44,7 @@ def test_numbers_against_numpy():
         film = f["image"][:, :, 0] / 255
         target = np.repeat(np.repeat(f["target"].reshape(8, 8), 4, 0), 4, 1)
         errors["model"] += ((f["reconstruction"][:, :, 0] - film)[target] ** 2).sum()
-        errors["film_mean"] += ((film.mean() - film)[target] ** 2).sum()
+        errors["film_mean"] += ((film[:28].mean() - film)[target] ** 2).sum()
         errors["mean_film"] += ((mean_film - film)[target] ** 2).sum()
         pixels += target.sum()
     assert metrics["rows"] == 7 and metrics["hidden_pixels"] == pixels
@@ -86,7 +87,7 @@ def test_pictures_show_what_they_say(tmp_path):
     from PIL import Image
 
     films = [row(i) for i in range(2)]
-    films[0]["lung"][16:48, 16:48] = 1
+    films[0]["region"][16:48, 16:48] = 1
     Reconstruction().draw(films, tmp_path / "a" / "page.png", title="two films")
     page = np.asarray(Image.open(tmp_path / "a" / "page.png"))
     panel, gap, head = 224, 8, 60
@@ -99,5 +100,9 @@ def test_pictures_show_what_they_say(tmp_path):
     orange = (cut(0, 1)[..., 0] > 240) & (cut(0, 1)[..., 2] < 20)
     assert orange.sum() > 300 and not ((cut(1, 1)[..., 0] > 240) & (cut(1, 1)[..., 2] < 20)).any()
     hidden = np.kron(films[0]["hidden"].reshape(8, 8), np.ones((28, 28), bool))
-    assert np.abs(cut(0, 2)[hidden] - 89).mean() < 12, "hidden patches are grey"
+    blue = np.array([51, 76.5, 122.4])
+    assert np.median(np.abs(cut(0, 2)[hidden] - blue)) < 4, "hidden patches are blue"
+    unscored = ~np.kron(films[0]["target"].reshape(8, 8), np.ones((28, 28), bool))
+    assert np.median(np.abs(cut(0, 4)[unscored] - blue)) < 4, "and so is what is not scored"
+    assert np.abs(cut(0, 3) - cut(0, 0))[unscored].mean() < 8, "the film stands where no target is"
     assert np.abs(cut(0, 2) - cut(0, 0))[~hidden].mean() < 8, "visible ones are the film"

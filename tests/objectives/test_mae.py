@@ -15,6 +15,7 @@ from xmae_jax.models.pixel_decoder import PixelDecoder
 from xmae_jax.models.vit import patchify, unpatchify
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.mae import normalise
+from xmae_jax.objectives.masking import lung_coverage
 
 KEY = rng.key(0, "train")
 STEP = jnp.zeros((), jnp.int32)
@@ -176,3 +177,56 @@ def test_wrong_sizes_are_refused():
         small_mae(image_size=30)
     with pytest.raises(ValueError, match="mask.keep is 64"):
         small_mae(mask=dataclasses.replace(small_mae().mask, keep=64))
+
+
+@pytest.mark.parametrize("kind", ["contour", "rectangle", "random"])
+def test_each_kind_of_mask(kind):
+    mask = dataclasses.replace(small_mae().mask, kind=kind, ratio_inside=1.0, ratio_outside=0.5)
+    mae = small_mae(mask=mask)
+    batch = {**small_batch(64), "box": jnp.tile(jnp.array([[0.0, 0.0, 1.0, 1.0]]), (64, 1))}
+    prepared = mae.prepare(batch, KEY, STEP).batch
+    visible = ~np.asarray(prepared["hidden"]).reshape(64, 8, 8)
+    # The contour covers half of the patches of columns 1 and 6, which is enough to be inside.
+    contour, rectangle = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    contour[2:6, 1:7], rectangle[3:7, 2:7] = True, True
+    np.testing.assert_array_equal(np.asarray(prepared["inside"][0]).reshape(8, 8), contour)
+    assert prepared["uniform"].all() == (kind == "random")
+    if kind != "random":
+        region = contour if kind == "contour" else rectangle
+        assert not visible[:, region].any() and visible[:, ~region].any(0).all()
+    else:
+        assert visible.any(0).all()
+    shown = np.asarray(lung_coverage(mae._region(batch), (8, 8)))[0].reshape(8, 8) >= 0.5
+    wanted = {"contour": contour, "rectangle": rectangle, "random": np.zeros((8, 8), bool)}
+    np.testing.assert_array_equal(shown, wanted[kind])
+
+
+def test_the_released_config_keeps_40_and_6():
+    from configs import pretrain_1280_released
+
+    mae = objective_of(resolve(pretrain_1280_released.get_config()), OBJECTIVES)
+    batch = {
+        "image": jnp.zeros((3, 1280, 1280, 1), jnp.uint8),
+        "lung": jnp.zeros((3, 160, 160), jnp.uint8),
+        "box": jnp.tile(jnp.array([[0.0, 0.0, 1.0, 1.0]]), (3, 1)),
+        "mask": jnp.ones(3, bool),
+        "id": jnp.zeros((3, 2), jnp.int32),
+    }
+    visible = ~np.asarray(mae.prepare(batch, KEY, STEP).batch["hidden"]).reshape(3, 20, 20)
+    assert (visible[:, 6:16, 3:16].sum((1, 2)) == 6).all() and (visible.sum((1, 2)) == 46).all()
+
+
+def test_predictions_use_the_average_and_say_what_they_were_given():
+    mae, plain = small_mae(ema_decay=0.9), small_mae()
+    one, two = (jax.jit(mae.init)(rng.key(i, "init")) for i in (0, 1))
+    batch, key = small_batch(), rng.key(0, "eval")
+    by_average = mae.reconstruct(one, {}, {"ema": two}, batch, key)
+    alone = plain.reconstruct(two, {}, {}, batch, key)
+    np.testing.assert_array_equal(by_average["reconstruction"], alone["reconstruction"])
+    assert not by_average["given_statistics"].any()
+
+    told = small_mae(norm_pix_loss=True).reconstruct(two, {}, {}, batch, key)
+    assert told["given_statistics"].all()
+    means = patchify(told["reconstruction"], 4).mean(-1) - alone["reconstruction"].mean()
+    true = patchify(batch["image"] / 255, 4).mean(-1)
+    assert np.corrcoef(means.reshape(-1), true.reshape(-1))[0, 1] > 0.5

@@ -1,5 +1,8 @@
 """Contour-aware masking: exact counts, uniform draws, rows that know nothing of each other."""
 
+import io
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +11,12 @@ from PIL import Image
 from scipy.stats import chi2
 
 from xmae_jax import rng
-from xmae_jax.data import lungs, transforms
+from xmae_jax.data import lungs
+from xmae_jax.data.batch import row_rng
+from xmae_jax.data.views import FilmView
 from xmae_jax.objectives.masking import (
+    _rounded_share,
+    _weights,
     box_coverage,
     contour_mask,
     lung_coverage,
@@ -29,22 +36,36 @@ def wanted_inside(n_in, n_out, keep, ratio_inside, ratio_outside):
     return min(max(count, low), high), abs(x % 1 - 0.5) < 1e-3
 
 
-def real_regions(cxr, *, grid, region, count):
-    """Return (inside, valid) [b n] of square-padded real films with a mask."""
-    insides, valids = [], []
-    for path in sorted((cxr / "lung_masks").glob("*.png"))[:: 164 // count][:count]:
-        mask = np.asarray(Image.open(path).convert("L")) > 127
-        if region == "hull":
-            mask = lungs.hull(mask)
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG")
+    return out.getvalue()
+
+
+def real_regions(cxr, *, grid, region, count=None):
+    """Return (inside, valid) [b n] of square-padded real films with a mask, by their view."""
+    view = FilmView(image_size=grid, grid=(grid, grid), contour_region=region, crop_scale=None)
+    lung, boxes = [], []
+    paths = sorted((cxr / "lung_masks").glob("*.png"))
+    for path in paths[:: len(paths) // count if count else 1][:count]:
+        mask = Image.open(path).convert("L")
+        mask.thumbnail((320, 320))
+        mask = np.asarray(mask) > 127
         side = max(mask.shape)
         top, left = (side - mask.shape[0]) // 2, (side - mask.shape[1]) // 2
         square = np.zeros((side, side), bool)
         square[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
-        cells = transforms.resize_mask(square, transforms.WHOLE, grid * 8)
-        box = np.array([top, left, top + mask.shape[0], left + mask.shape[1]]) / side
-        insides.append(lung_coverage(jnp.asarray(cells[None]), (grid, grid))[0] >= 0.5)
-        valids.append(box_coverage(jnp.asarray(box[None], jnp.float32), (grid, grid))[0] >= 0.5)
-    return jnp.stack(insides), jnp.stack(valids)
+        record = {
+            "image": png(np.zeros((side, side), np.uint8)),
+            "lung_mask": png(square),
+            "lung_hull": png(lungs.hull(square)),
+            "valid_box": np.array([top, left, top + mask.shape[0], left + mask.shape[1]]),
+        }
+        seen = view(record, row_rng(0, 0, 0))
+        lung.append(seen["lung"])
+        boxes.append(seen["box"])
+    inside = lung_coverage(jnp.asarray(np.stack(lung)), (grid, grid)) >= 0.5
+    return inside, box_coverage(jnp.asarray(np.stack(boxes)), (grid, grid)) >= 0.5
 
 
 @pytest.mark.parametrize("region", ["lungs", "hull"])
@@ -52,7 +73,7 @@ def real_regions(cxr, *, grid, region, count):
     ("grid", "keep", "ratios"), [(20, 46, (0.95, 0.85)), (80, 736, (0.9, 0.6))]
 )
 def test_counts_on_real_masks(cxr, region, grid, keep, ratios):
-    inside, valid = real_regions(cxr, grid=grid, region=region, count=20)
+    inside, valid = real_regions(cxr, grid=grid, region=region)
     keys = rng.row_keys(rng.key(1, "train"), len(inside))
     mask = contour_mask(
         keys, inside, keep=keep, ratio_inside=ratios[0], ratio_outside=ratios[1], valid=valid
@@ -125,6 +146,38 @@ def test_rows_are_alone(cxr):
     )
     assert len(spread.sharding.device_set) == 8
     np.testing.assert_array_equal(spread, whole)
+
+
+def test_ties_round_up_in_every_batch():
+    # n_in = n_out: x = 46 / 4 = 11.5. A float would round it as the program pleases.
+    options = dict(keep=46, ratio_inside=0.95, ratio_outside=0.85)
+    patch = jnp.arange(400)
+    inside = jnp.broadcast_to(patch < 89, (16, 400))
+    valid = jnp.broadcast_to(patch < 178, (16, 400))
+    whole = contour_mask(KEYS, inside, valid=valid, **options).hidden
+    assert ((~whole & inside).sum(1) == 12).all()
+    jitted = jax.jit(lambda k, i, v: contour_mask(k, i, valid=v, **options).hidden)
+    for rows in (slice(0, 1), slice(2, 5), slice(0, 16)):
+        np.testing.assert_array_equal(jitted(KEYS[rows], inside[rows], valid[rows]), whole[rows])
+
+
+@pytest.mark.parametrize(
+    ("keep", "n", "ratios"),
+    [(46, 400, (0.95, 0.85)), (736, 6400, (0.95, 0.85)), (736, 6400, (0.9333333, 0.81714287)),
+     (6399, 6400, (0.1, 0.99)), (100, 400, (1.0, 0.5)), (300, 400, (0.0, 0.0))],
+)  # fmt: skip
+def test_shares_are_exact(keep, n, ratios):
+    a, b = _weights(*ratios, n)
+    draw = np.random.default_rng(0)
+    n_in = draw.integers(1, n, 2000)
+    n_out = np.minimum(draw.integers(1, n, 2000), n - n_in + 1)
+    got = jax.vmap(lambda i, o: _rounded_share(keep, i * a, i * a + o * b))(
+        jnp.asarray(n_in, jnp.uint32), jnp.asarray(n_out, jnp.uint32)
+    )
+    see_in, see_out = (1 - Fraction(repr(r)) for r in ratios)
+    for i, o, count in zip(n_in.tolist(), n_out.tolist(), got.tolist(), strict=True):
+        x = keep * i * see_in / (i * see_in + o * see_out)
+        assert count == (x + Fraction(1, 2)) // 1
 
 
 @pytest.mark.parametrize("case", ["empty", "full", "ratios"])

@@ -37,7 +37,11 @@ class LoadStep:
         for row in range(*self.rows.indices(len(ids))):
             source, index = (int(i) for i in ids[row])
             real.append(source >= 0)
-            record = self.sources[max(source, 0)][max(index, 0)]
+            if source < 0:
+                # Padding stands at the end of a batch, behind at least one real row.
+                examples.append(examples[0])
+                continue
+            record = self.sources[source][index]
             examples.append(self.view(record, row_rng(self.seed, int(step), row)))
         batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
         return {**batch, "mask": np.array(real), "id": ids[self.rows]}
@@ -62,17 +66,19 @@ def loader(
 
 @dataclasses.dataclass(frozen=True)
 class EveryRow:
-    """Ids of every record once, in order, in batches of `batch_size`; the last is padded."""
+    """Ids of every record once, in order, in batches of `batch_size`; the last is padded.
+
+    With a limit, that many records spread evenly over all sources.
+    """
 
     sizes: tuple[int, ...]
     batch_size: int
-    limit: int | None
-    """Take the first so many records of all; None takes all."""
+    limit: int
 
     @property
     def total(self) -> int:
         """How many records there are to see."""
-        return min(sum(self.sizes), self.limit if self.limit is not None else sum(self.sizes))
+        return min(sum(self.sizes), self.limit)
 
     @property
     def steps(self) -> int:
@@ -81,9 +87,10 @@ class EveryRow:
 
     def __call__(self, step: int) -> Int[np.ndarray, "b 2"]:
         """Return (source, index) of each row; (-1, -1) is padding."""
-        place = step * self.batch_size + np.arange(self.batch_size)
+        turn = step * self.batch_size + np.arange(self.batch_size)
+        place = np.minimum(turn, self.total - 1) * sum(self.sizes) // self.total
         ends = np.cumsum(self.sizes)
-        source = np.searchsorted(ends, np.minimum(place, ends[-1] - 1), side="right")
+        source = np.searchsorted(ends, place, side="right")
         ids = np.stack([source, place - (ends - self.sizes)[source]], axis=1)
-        ids[place >= self.total] = -1
+        ids[turn >= self.total] = -1
         return ids.astype(np.int32)

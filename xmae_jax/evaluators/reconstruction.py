@@ -3,10 +3,12 @@
 All errors are mean squared errors over the pixels of hidden valid patches, pixel values from 0 to
 1. The predictors know the visible pixels of a film, training films, or the film's own mean:
 
-- `film_mean`: the mean of the whole film (which looks at hidden pixels too: a strong constant),
-- `mean_film`: the pixelwise mean of the training films,
+- `film_mean`: the mean of the whole film without its padding (it looks at hidden pixels too, so no
+  constant does better by much),
+- `mean_film`: the pixelwise mean of training films,
 - `gaussian_fill`: the visible pixels blurred by a Gaussian and divided by its weight (normalised
-  convolution, Knutsson and Westin 1993); its width is the best of seven on training films.
+  convolution, Knutsson and Westin 1993); its width is the best of seven on 32 of
+  them.
 
 A model of normalised patches (norm_pix_loss) is told each hidden patch's own mean and deviation to
 make pixels at all. Beating the predictors above would then mean nothing, so it is compared with
@@ -60,6 +62,7 @@ class Reconstruction:
 
     _mean_film: np.ndarray | None = None
     _width: float = 0.0
+    _training_films: int = 0
 
     predict = "reconstruct"
 
@@ -88,7 +91,7 @@ class Reconstruction:
         """Write the comparison for a terminal."""
         labels = {
             "film_mean": "the film's mean",
-            "mean_film": "the mean training film",
+            "mean_film": f"the mean of {self._training_films} training films",
             "gaussian_fill": f"Gaussian fill, width {metrics['gaussian_width_patches']:g} patches",
             "patch_mean": "each hidden patch's own true mean",
             "model": "the model",
@@ -118,7 +121,7 @@ class Reconstruction:
             panels.append(
                 writers.reconstruction_panels(
                     row["image"],
-                    row["lung"],
+                    row["region"],
                     row["hidden"].reshape(grid),
                     row["target"].reshape(grid),
                     row["reconstruction"],
@@ -140,6 +143,7 @@ class Reconstruction:
         if total is None:
             raise ValueError("no training film to set the baselines of the reconstruction")
         self._mean_film, self._width = total / count, WIDTHS[int(errors.argmin())]
+        self._training_films = count
 
     def _films(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
@@ -148,7 +152,7 @@ class Reconstruction:
                 guesses = {"patch_mean": _patch_means(film, int(patch))}
             else:
                 guesses = {
-                    "film_mean": np.full_like(film, film.mean()),
+                    "film_mean": np.full_like(film, film[_valid(row)].mean()),
                     "mean_film": self._mean_film,
                     "gaussian_fill": gaussian_fill(film, visible, self._width * patch),
                 }
@@ -166,6 +170,14 @@ def _masks(row: Row) -> tuple[np.ndarray, np.ndarray, float]:
     size = row["image"].shape[0]
     visible, target = _pixels(~row["hidden"], size), _pixels(row["target"], size)
     return visible, target, size / len(row["hidden"]) ** 0.5
+
+
+def _valid(row: Row) -> Bool[np.ndarray, "h w"]:
+    """Return which pixels are film and not padding."""
+    h, w = row["image"].shape[:2]
+    y0, x0, y1, x1 = row["box"]
+    rows, columns = (np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w
+    return ((rows >= y0) & (rows < y1))[:, None] & ((columns >= x0) & (columns < x1))
 
 
 def _patch_means(film: Float[np.ndarray, "h w"], patch: int) -> Float[np.ndarray, "h w"]:

@@ -26,8 +26,10 @@ class DecoderConfig:
     heads: int
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"decoder.width {self.width} is no multiple of heads {self.heads}")
+        if min(self.depth, self.heads) < 1:
+            raise ValueError("depth and heads must be positive")
+        if self.width < 1 or self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} is no multiple of 4 and of heads {self.heads}")
 
 
 class PixelDecoder(nnx.Module):

@@ -34,8 +34,10 @@ class EncoderConfig:
     """Side of the grid in whose unit positions are counted, see `models/position.py`."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"encoder.width {self.width} is no multiple of heads {self.heads}")
+        if min(self.depth, self.heads, self.patch_size, self.base_grid) < 1:
+            raise ValueError("depth, heads, patch_size and base_grid must be positive")
+        if self.width < 1 or self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} is no multiple of 4 and of heads {self.heads}")
         if self.stem == "conv" and self.patch_size != 64:
             raise ValueError(f"encoder.stem 'conv' has patches of 64 px, not {self.patch_size}")
 
@@ -108,15 +110,11 @@ class Encoder(nnx.Module):
         self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
         self.dtype = dtype
 
-    def __call__(
-        self, image: Float[Array, "b h w 1"], keep_ids: Int[Array, "b k"] | None = None
-    ) -> Features:
-        """Encode the patches in `keep_ids` (all of them by default); pixels are in [-1, 1]."""
+    def __call__(self, image: Float[Array, "b h w 1"], keep_ids: Int[Array, "b k"]) -> Features:
+        """Encode the patches in `keep_ids`; pixels are in [-1, 1]."""
         c = self.config
         b, h, w, _ = image.shape
         grid = (h // c.patch_size, w // c.patch_size)
-        if keep_ids is None:
-            keep_ids = jnp.broadcast_to(jnp.arange(grid[0] * grid[1]), (b, grid[0] * grid[1]))
         patches = patchify(image, c.patch_size)  # b n pp
         visible = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)  # b k pp
         table = jnp.asarray(sincos_2d(grid, c.width, base_grid=c.base_grid))  # n d

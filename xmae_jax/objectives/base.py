@@ -1,4 +1,4 @@
-"""What objectives share: trees of parameters merged, averaged, counted."""
+"""What objectives share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from xmae_jax.typing import Params
-
-
-def merge(params: Params, frozen: Params) -> Params:
-    """Join two nested dicts of which no path is in both."""
-    joined = dict(params)
-    for name, value in frozen.items():
-        joined[name] = merge(joined.get(name, {}), value) if isinstance(value, dict) else value
-    return joined
 
 
 def ema_update(average: Params, params: Params, *, decay: float, step: Array) -> Params:

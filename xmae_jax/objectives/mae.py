@@ -13,14 +13,16 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from xmae_jax import metrics, rng
 from xmae_jax.models.pixel_decoder import DecoderConfig, PixelDecoder
 from xmae_jax.models.vit import Encoder, EncoderConfig, patchify, unpatchify
 from xmae_jax.objectives import masking
-from xmae_jax.objectives.base import ema_update, merge
+from xmae_jax.objectives.base import ema_update
+from xmae_jax.optim import merge
 from xmae_jax.typing import Batch, LossOut, Params, Prepared
 
 
@@ -32,6 +34,11 @@ class MaskConfig:
     keep: int
     ratio_inside: float
     ratio_outside: float
+
+    def __post_init__(self) -> None:
+        for name in ("ratio_inside", "ratio_outside"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 class MaskedAutoencoder(nnx.Module):
@@ -81,6 +88,8 @@ class Mae:
                 f"image_size {self.image_size} is no multiple of encoder.patch_size"
                 f" {self.encoder.patch_size}"
             )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         n = self.grid[0] * self.grid[1]
         if not 0 < self.mask.keep < n:
             raise ValueError(f"mask.keep is {self.mask.keep}, and the grid has {n} patches")
@@ -108,32 +117,33 @@ class Mae:
         """Make the average of the parameters, a copy."""
         return {} if self.ema_decay is None else {"ema": jax.tree.map(jnp.copy, params)}
 
+    def _region(self, batch: Batch) -> Shaped[Array, "b m m"]:
+        """Return what `mask.kind` masks by, as cells: the contour, the rectangle, or nothing."""
+        lung, (gh, gw) = batch["lung"], self.grid
+        if self.mask.kind == "rectangle":
+            cells = masking.rectangle_inside(self.grid).reshape(gh, gw).astype(np.uint8)
+            cells = np.kron(cells, np.ones((lung.shape[1] // gh, lung.shape[2] // gw), np.uint8))
+            return jnp.broadcast_to(jnp.asarray(cells)[None], lung.shape)
+        return lung if self.mask.kind == "contour" else jnp.zeros_like(lung)
+
     def _masked(self, batch: Batch, keys: Key[Array, " b"]) -> dict[str, Array]:
-        """Add `keep_ids`, `hidden`, `inside`, `target` and `uniform` to a batch."""
-        b, n = batch["image"].shape[0], self.grid[0] * self.grid[1]
+        """Add `keep_ids`, `hidden`, `target`, `inside` (of the contour) and `uniform`."""
         valid = masking.box_coverage(batch["box"], self.grid) >= 0.5
+        region = masking.lung_coverage(self._region(batch), self.grid) >= self.contour_threshold
+        mask = masking.contour_mask(
+            keys,
+            region,
+            keep=self.mask.keep,
+            ratio_inside=self.mask.ratio_inside,
+            ratio_outside=self.mask.ratio_outside,
+            valid=valid,
+        )
         contour = masking.lung_coverage(batch["lung"], self.grid) >= self.contour_threshold
-        m = self.mask
-        if m.kind == "random":
-            mask = masking.random_mask(keys, n, keep=m.keep, valid=valid)
-        else:
-            inside = contour
-            if m.kind == "rectangle":
-                inside = jnp.broadcast_to(masking.rectangle_inside(self.grid), (b, n))
-            mask = masking.contour_mask(
-                keys,
-                inside,
-                keep=m.keep,
-                ratio_inside=m.ratio_inside,
-                ratio_outside=m.ratio_outside,
-                valid=valid,
-            )
-        target = mask.hidden & valid & batch["mask"][:, None]
         return {
             **batch,
             "keep_ids": mask.keep_ids,
             "hidden": mask.hidden,
-            "target": target,
+            "target": mask.hidden & valid & batch["mask"][:, None],
             "inside": contour,
             "uniform": mask.uniform,
         }
@@ -191,8 +201,9 @@ class Mae:
         """Predict the hidden patches under masks that depend on the record alone.
 
         Returns `reconstruction` float32 [b h w 1] in pixel values 0 to 1, `hidden` and `target`
-        [b n], `given_statistics` [b]: with norm_pix_loss a prediction says nothing of a patch's
-        mean and deviation, so the true ones are put in, as the paper's own pictures do.
+        [b n], the `region` [b m m] that masked, and `given_statistics` [b]: with norm_pix_loss a
+        prediction says nothing of a patch's mean and deviation, so the true ones are put in, as the
+        pictures of He et al. do.
         """
         masked = self._masked(batch, rng.id_keys(rng_key, batch["id"]))
         model = self._model(merge(extra.get("ema", params), frozen))
@@ -204,6 +215,7 @@ class Mae:
             "reconstruction": (pixels + 1.0) / 2.0,
             "hidden": masked["hidden"],
             "target": masked["target"],
+            "region": self._region(batch),
             "given_statistics": jnp.full(image.shape[0], self.norm_pix_loss),
         }
 

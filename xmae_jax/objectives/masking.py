@@ -9,12 +9,14 @@ of its region, and padding takes no part.
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8, UInt32
 
 
 class Mask(NamedTuple):
@@ -68,6 +70,35 @@ def rectangle_inside(grid: tuple[int, int]) -> Bool[np.ndarray, " n"]:
     return (rows & columns).reshape(-1)
 
 
+def _weights(ratio_inside: float, ratio_outside: float, n: int) -> tuple[int, int]:
+    """Return 1 - ratio of both regions as integers, such that n of them stay below 2^32 / 3.
+
+    Exact for ratios of a few decimals; to a few millionths otherwise.
+    """
+    inside, outside = (1 - Fraction(repr(float(r))) for r in (ratio_inside, ratio_outside))
+    unit = math.lcm(inside.denominator, outside.denominator)
+    pair = int(inside * unit), int(outside * unit)
+    largest, limit = max(pair), (2**32 // 3) // n
+    divisor = Fraction(math.gcd(*pair) or 1)
+    if largest / divisor > limit:
+        divisor = Fraction(largest, limit)
+    return round(pair[0] / divisor), round(pair[1] / divisor)
+
+
+def _rounded_share(keep: int, part: UInt32[Array, ""], whole: UInt32[Array, ""]) -> Int[Array, ""]:
+    """Return floor(keep * part / whole + 0.5) exactly, for part <= whole < 2^32 / 3.
+
+    Long division, one bit of `keep` at a time: float32 would round a tie as the compiler pleases,
+    and a mask would then depend on the batch that it is drawn in.
+    """
+    quotient, rest = jnp.zeros_like(part), jnp.zeros_like(part)
+    for bit in f"{keep:b}":
+        value = rest * 2 + int(bit) * part
+        times = (value >= whole).astype(jnp.uint32) + (value >= 2 * whole)
+        quotient, rest = quotient * 2 + times, value - times * whole
+    return (quotient + (rest >= whole - rest)).astype(jnp.int32)
+
+
 def contour_mask(
     keys: Key[Array, " b"],
     inside: Bool[Array, "b n"],
@@ -93,16 +124,16 @@ def contour_mask(
         raise ValueError(f"mask ratios lie in [0, 1], got {ratio_inside} and {ratio_outside}")
     if valid is None:
         valid = jnp.ones_like(inside)
-    see_inside, see_outside = 1.0 - ratio_inside, 1.0 - ratio_outside
+    see_inside, see_outside = _weights(ratio_inside, ratio_outside, n)
 
     def one_row(key, inside, valid):
         inside, outside = inside & valid, ~inside & valid
         uniform = ~inside.any() | ~outside.any() | (see_inside + see_outside == 0)
         inside, outside = jnp.where(uniform, valid, inside), outside & ~uniform
         n_in, n_out = inside.sum(), outside.sum()
-        weight = n_in * see_inside + n_out * see_outside
-        x = jnp.where(weight > 0, keep * (n_in * see_inside) / jnp.maximum(weight, 1e-9), keep)
-        k_in = jnp.floor(x + 0.5).astype(jnp.int32)
+        part = n_in.astype(jnp.uint32) * see_inside
+        whole = part + n_out.astype(jnp.uint32) * see_outside
+        k_in = jnp.where(whole > 0, _rounded_share(keep, part, jnp.maximum(whole, 1)), keep)
         k_in = jnp.minimum(jnp.maximum(k_in, keep - n_out), jnp.minimum(keep, n_in))
         k_out = jnp.minimum(keep - k_in, n_out)
         # One shuffled order of all patches; the first k of each region in it are visible.

@@ -1,11 +1,19 @@
-"""Train, or resume: config to objective, data and evaluators, then the loop."""
+"""Train, or resume: config to objective, data and evaluators, then the loop.
+
+Everything that can be wrong with a config is found here, before the run directory is touched.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from xmae_jax import train
-from xmae_jax.config import Config, ConfigError, objective_of
+import jax
+
+from xmae_jax import config as config_lib
+from xmae_jax import sharding, train
+from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
@@ -22,28 +30,19 @@ NO_DATA = """config.data.path is not set. These two commands make films to try i
 then add --config.data.path=runs/phantoms/shards"""
 
 
-def run(config: Config, workdir: Path) -> None:
+def run(config: Config, workdir: Path, *, allow_config_change: bool) -> None:
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    objective = objective_of(config, OBJECTIVES)
-    sources = [Records(path, config.data.split) for path in config.data.paths]
-    held_out = [Records(path, config.data.eval_split) for path in config.data.paths]
+    if jax.process_count() > 1:
+        raise ConfigError("one process for now: evaluation and stopping know no other hosts")
+    objective = config_lib.objective_of(config, OBJECTIVES)
+    mesh = _mesh(config)
+    sources = _open(config, "split")
+    held_out = _open(config, "eval_split") if config.data.eval_split else []
+    plan = _plan(config, sources)
 
-    sizes = tuple(len(source) for source in sources)
-    plan = Plan(
-        seed=config.seed,
-        sizes=sizes,
-        counts=config.data.mixture or mixture_counts(sizes, config.batch_size),
-        digests=tuple(source.digest for source in sources),
-    )
-    if plan.batch_size != config.batch_size:
-        raise ConfigError(
-            f"config.data.mixture {config.data.mixture} sums to {plan.batch_size}, and"
-            f" config.batch_size is {config.batch_size}"
-        )
-
-    def view(crop_scale: tuple[float, float] | None):
+    def view(crop_scale: tuple[float, float] | None) -> Any:
         return VIEWS[objective.view](
             image_size=config.image_size,
             grid=objective.grid,
@@ -52,23 +51,73 @@ def run(config: Config, workdir: Path) -> None:
         )
 
     def every(records: list[Records]) -> LoadStep:
-        ids = EveryRow(tuple(len(r) for r in records), config.batch_size, limit=None)
+        rows = min(config.rows_at_once, config.eval_rows)
+        rows += -rows % mesh.size
+        ids = EveryRow(tuple(len(r) for r in records), rows, config.eval_rows)
         return LoadStep(ids, records, view(None), config.seed, slice(None))
 
-    train.train(
-        config,
-        objective,
-        train.Feed(
-            plan=plan,
-            train=LoadStep(
-                plan.ids, sources, view(config.data.crop_scale), config.seed, slice(None)
-            ),
-            evaluation={"train": every(sources), "val": every(held_out)},
-        ),
-        {
-            name: evaluator()
-            for fn, (name, evaluator) in EVALUATORS.items()
-            if fn in objective.predict_fns()
-        },
-        workdir,
+    feed = train.Feed(
+        plan=plan,
+        train=LoadStep(plan.ids, sources, view(config.data.crop_scale), config.seed, slice(None)),
+        evaluation={"train": every(sources), "val": every(held_out)} if held_out else {},
     )
+    evaluators = {
+        name: evaluator()
+        for fn, (name, evaluator) in EVALUATORS.items()
+        if fn in objective.predict_fns() and held_out
+    }
+    records = {"sources": [{"records": len(s), "digest": s.digest} for s in sources]}
+    files = {"config": config_lib.to_json(config), "data": json.dumps(records, indent=1) + "\n"}
+    _compare(files, workdir, allow_change=allow_config_change)
+    train.train(config, objective, feed, evaluators, mesh, workdir, files)
+
+
+def _mesh(config: Config) -> jax.sharding.Mesh:
+    """Lay out the mesh, and see that rows split over it."""
+    try:
+        mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+        sharding.host_rows(mesh, config.rows_at_once)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from None
+    return mesh
+
+
+def _open(config: Config, key: str) -> list[Records]:
+    """Open one split of every source."""
+    try:
+        return [Records(path, getattr(config.data, key)) for path in config.data.paths]
+    except ValueError as error:
+        hint = "; None trains without evaluation" if key == "eval_split" else ""
+        raise ConfigError(f"config.data.{key}: {error}{hint}") from None
+
+
+def _plan(config: Config, sources: list[Records]) -> Plan:
+    """Set the order of data."""
+    sizes = tuple(len(source) for source in sources)
+    counts = config.data.mixture or mixture_counts(sizes, config.batch_size)
+    if len(counts) != len(sizes) or sum(counts) != config.batch_size or min(counts) < 1:
+        raise ConfigError(
+            f"config.data.mixture {counts} is to have a positive number of rows for each of"
+            f" {len(sizes)} sources, {config.batch_size} in all"
+        )
+    return Plan(config.seed, sizes, counts, tuple(source.digest for source in sources))
+
+
+def _compare(files: dict[str, str], workdir: Path, *, allow_change: bool) -> None:
+    """Compare config and data with what the run began with."""
+    changes = []
+    for name, text in files.items():
+        path = workdir / f"{name}.json"
+        if path.is_file():
+            try:
+                changes += config_lib.differences(path.read_text(), text, where=name)
+            except ValueError as error:
+                raise ConfigError(f"{path} is not JSON: {error}") from None
+    listed = "\n  ".join(changes)
+    if changes and not allow_change:
+        raise ConfigError(
+            f"{workdir} was begun with another config or other data:\n  {listed}\n"
+            "Go on with --allow_config_change, or choose another --workdir."
+        )
+    if changes:
+        print(f"changed since the run began:\n  {listed}")
