@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
             data=dict(
                 path=optional(),
                 split="train",
-                eval_split="val",
+                eval_split=optional("val"),
                 mixture=optional(),
                 contour_region="hull",
                 crop_scale=optional(),

@@ -48,7 +48,7 @@ from data_prep.inputs import Inputs, Row, digest_of, scan, sha256_of
 from xmae_jax.data import records
 from xmae_jax.data.records import FINDINGS, DataError, Report
 
-USAGE, BAD_DATA, LOCKED, DISK = 64, 65, 73, 74
+USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
 _PACKAGES = ("array_record", "numpy", "pillow", "pydicom", "scikit-image", "tensorflow-datasets")
 
 
@@ -142,7 +142,7 @@ def build(options: argparse.Namespace) -> str:
                 manifest = _write(work, options, key=key, inputs=inputs, pool=pool)
                 records.write_manifest(work, {**manifest, "arguments": settings})
                 records.write_tfds_metadata(work, name=options.name, labels=len(FINDINGS))
-            summary = _summary(manifest, inputs.orphans, time.monotonic() - started)
+            summary = _summary(manifest, inputs, time.monotonic() - started)
     if options.id_map is not None:
         _write_id_map(options.id_map, options, key, inputs)
     return summary
@@ -364,13 +364,21 @@ def _write_id_map(path: Path, options: argparse.Namespace, key: bytes, inputs: I
                 writer.writerow((splits.keyed_id(key, "film", film), inputs.root / film))
 
 
-def _summary(manifest: dict[str, Any], orphans: int, seconds: float) -> str:
+def _summary(manifest: dict[str, Any], inputs: Inputs, seconds: float) -> str:
     counts = manifest["counts"]
     per_split = ", ".join(f"{name} {count}" for name, count in counts["splits"].items())
     masks = ", ".join(f"{name} {count}" for name, count in counts["masks"].items())
-    line = f"{counts['films']} films ({per_split}), {counts['rejected']} rejected, masks: {masks}"
-    if orphans:
-        line += f", {orphans} rows of labels without a film"
+    why = " (see rejected.csv)" if counts["rejected"] else ""
+    line = (
+        f"{counts['films']} films ({per_split}), {counts['rejected']} rejected{why}, masks: {masks}"
+    )
+    if inputs.orphans:
+        line += f", {inputs.orphans} rows of labels without a film"
+    if inputs.rows and len(inputs.rows) < len(inputs.films):
+        line += f", {len(inputs.films) - len(inputs.rows)} films without a row of labels"
+    empty = [name for name in ("train", "val", "test") if not counts["splits"].get(name)]
+    if empty:
+        line += f", no patient fell into {' and '.join(empty)}: few patients"
     return f"{line}, {seconds:.1f} s"
 
 
@@ -387,6 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BlockingIOError:
         print("data_prep.build: another build is writing this output", file=sys.stderr)
         return LOCKED
+    except KeyboardInterrupt:
+        print("data_prep.build: stopped; the output was not written", file=sys.stderr)
+        return INTERRUPTED
     except (OSError, BrokenProcessPool) as error:
         print(f"data_prep.build: {type(error).__name__}: {error}", file=sys.stderr)
         return DISK

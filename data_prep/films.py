@@ -113,7 +113,9 @@ def make_record(job: Job, shard: Shard) -> Record:
     film = read_film(job.path)
     view = job.row.view or film.view
     pixels, box = square_film(film.pixels, size=shard.size, fit=shard.fit)
-    mask, source = find_lungs(film.pixels, job, lungs=shard.lungs, view=view)
+    mask, source = find_lungs(
+        film.pixels, job, lungs=shard.lungs, view=view if film.chest else "OTHER"
+    )
     stored = None if mask is None else square_mask(mask, box=box, size=shard.size)
     if stored is None or not stored.any():  # a few pixels may vanish on the way
         stored, source = None, "none"
@@ -178,7 +180,8 @@ def find_lungs(
     """Choose a film's lung mask; return it with its source ("none" if there is none).
 
     A given mask that is empty, full, unreadable or of another shape than the film counts as
-    absent. The heuristic knows frontal films only; a film of unknown view is taken for one.
+    absent. The heuristic knows frontal films only; a film of unknown view is taken for one, but
+    not one of another part of the body (view "OTHER").
     """
     if lungs in ("auto", "given") and job.mask is not None:
         mask = _given(job.mask, pixels.shape)

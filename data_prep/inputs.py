@@ -144,12 +144,18 @@ def _read_table(path: Path, required: str) -> list[tuple[int, dict[str, str]]]:
 
 
 def read_labels(path: Path, root: Path, films: tuple[str, ...]) -> tuple[dict[str, Row], int]:
-    """Read labels.csv; return film -> row and the number of rows whose film is not there."""
+    """Read labels.csv; return film -> row and the number of rows whose film is not there.
+
+    `image` is relative to the table's folder, or else to the folder of films. A table of which no
+    row has a film is an error: every film would pass for a patient of its own.
+    """
     rows: dict[str, Row] = {}
     known = set(films)
     orphans = 0
     for line, row in _read_table(path, "image"):
-        film = _relative(path.parent.resolve(), row["image"].strip(), root)
+        image = row["image"].strip()
+        film = _relative(path.parent.resolve(), image, root)
+        film = film if film in known else _relative(root, image, root)
         if film not in known:
             orphans += 1
             continue
@@ -164,6 +170,8 @@ def read_labels(path: Path, root: Path, films: tuple[str, ...]) -> tuple[dict[st
         if film in rows and repr(rows[film]) != repr(made):  # repr: NaN is not equal to itself
             raise DataError(f"{path}, line {line}: a second row of one image says something else")
         rows[film] = made
+    if orphans and films and not rows:
+        raise DataError(f"{path}: none of its {orphans} rows has a film in {root}")
     return rows, orphans
 
 

@@ -13,7 +13,9 @@ from matplotlib import pyplot  # noqa: E402
 def main(workdir: str, output: str) -> None:
     """Draw the running mean over 20 steps of each term."""
     log = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    lines = [line for line in map(json.loads, log) if line["kind"] == "train"]
+    # After a kill, steps stand twice: keep the later line.
+    steps = {x["step"]: x for x in map(json.loads, log) if x["kind"] == "train"}
+    lines = [steps[step] for step in sorted(steps)]
     figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
     for name, label in (
         ("training_loss", "all hidden patches"),
@@ -33,4 +35,4 @@ def main(workdir: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if len(sys.argv) == 3 else sys.exit(__doc__)

@@ -74,6 +74,14 @@ def test_a_refused_config_leaves_no_trace(shards, tmp_path):
     assert out.returncode == 64 and not (tmp_path / "run").exists()
 
 
+def test_evaluation_can_be_left_out(shards, tmp_path):
+    # "None" on the command line means None; the run is refused for another key, later.
+    out = run("--config=configs/quickstart.py:smoke", f"--config.data.path={shards}",
+              f"--workdir={tmp_path}/run", "--config.data.eval_split=None",
+              "--config.data.mixture=(3,)")  # fmt: skip
+    assert out.returncode == 64 and "mixture" in out.stderr and "split" not in out.stderr
+
+
 def test_help_is_answered():
     out = run("--help")
     assert out.returncode == 0 and "--workdir" in out.stdout and "Exit codes" in out.stdout

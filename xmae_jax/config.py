@@ -124,12 +124,10 @@ def build(cls: type[T], tree: dict[str, Any], *, where: str = "config") -> T:
     try:
         made = pydantic.TypeAdapter(cls).validate_json(json.dumps(tree), strict=True)
     except pydantic.ValidationError as error:
-        lines = [
-            ".".join([where, *map(str, e["loc"])]) + f": {e['msg']}, got {e['input']!r}"
-            if e["type"] != "missing"
-            else ".".join([where, *map(str, e["loc"])]) + ": missing"
-            for e in error.errors(include_url=False)
-        ]
+        lines = []
+        for e in error.errors(include_url=False):
+            line = ".".join([where, *map(str, e["loc"])]) + f": {e['msg']}"
+            lines.append(line if isinstance(e["input"], dict) else f"{line}, got {e['input']!r}")
         raise ConfigError("\n".join(lines)) from None
     _refuse_unknown(tree, dataclasses.asdict(made), where)  # pyright: ignore[reportArgumentType]
     return made

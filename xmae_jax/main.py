@@ -45,7 +45,9 @@ def _flag(argv: list[str], name: str) -> str | None:
 
 def _define_config(argv: list[str]) -> None:
     """Register --config: a file, or what the run directory saved."""
-    if _flag(argv, "config") is not None:
+    if (given := _flag(argv, "config")) is not None:
+        if not Path(given.partition(":")[0]).is_file():
+            raise ConfigError(f"--config={given}: no such file; run from the repository's root")
         config_flags.DEFINE_config_file("config", None, "Config file, perhaps with :arguments.")
         return
     workdir = _flag(argv, "workdir")
@@ -67,8 +69,8 @@ def _parse(argv: list[str]) -> tuple[config_lib.Config, Path]:
     except flags.Error as error:
         raise ConfigError(str(error)) from None
     except Exception as error:  # a config file is code: anything may come out of it
-        text = " ".join(str(error).replace("\\n", " ").split()).strip("'\"")
-        raise ConfigError(f"--config: {type(error).__name__}: {text}") from None
+        text = " ".join(str(error).replace("\\n", " ").replace("\\", "").split())
+        raise ConfigError(f"--config: {text}") from None
     if rest[1:]:
         raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
     config = config_lib.resolve(given)

@@ -116,7 +116,7 @@ def _train(
             if config.init_from is not None:
                 state = _initialise(state, config, objective, shardings)
     except ValueError as error:
-        raise ConfigError(f"parameters do not fit: {error}") from None
+        raise ConfigError(str(error)) from None
     for name, text in files.items():
         writers.write_atomic(workdir / f"{name}.json", text)
     writer = writers.Writer(workdir, active=jax.process_index() == 0)

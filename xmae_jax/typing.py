@@ -90,6 +90,11 @@ class Objective(Protocol):
         """Name the recipe in `xmae_jax.data.views` that turns a record into this batch."""
         ...
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Give the patches along height and width, to which a view fits its contour."""
+        ...
+
     def init(self, key: jax.Array) -> Params:
         """Make the parameters, float32."""
         ...

@@ -54,6 +54,7 @@ class Film:
     view: str = ""  # a DICOM view position, or empty
     spacing: tuple[float, float] = (math.nan, math.nan)  # mm between rows, between columns
     modality: str = ""  # of DICOM: "CR", "DX", ...
+    chest: bool = True  # false where DICOM names another part of the body
     original_size: tuple[int, int] = (0, 0)  # height, width, upright
     patient: str = field(default="", repr=False)  # raw ids: to be hashed, never to be shown
     study: str = field(default="", repr=False)
@@ -204,11 +205,13 @@ def _read_dicom(path: Path) -> Film:
     patient, study = _ids(dataset)
     view = str(dataset.get("ViewPosition") or "").strip().upper()
     modality = str(dataset.get("Modality") or "").strip().upper()
+    part = str(dataset.get("BodyPartExamined") or "").strip().upper()
     return Film(
         pixels=pixels,
         view=view if view in _VIEWS else "",
         spacing=_spacing(dataset),
         modality=modality if modality in _FILMS else "",
+        chest=not part or any(word in part for word in ("CHEST", "THORAX", "LUNG", "RIB")),
         original_size=(values.shape[0], values.shape[1]),
         patient=patient,
         study=study,
@@ -242,7 +245,11 @@ def _decode_dicom(dataset: Any) -> Integer[np.ndarray, "h w ..."]:
         return pixel_array(dataset)
     except (NotImplementedError, RuntimeError) as error:
         missing = "missing dependencies" in str(error)
-        cause = "needs a decoder that is not installed" if missing else "cannot be decoded"
+        cause = (
+            "needs a decoder that is not installed (extra [dicom])"
+            if missing
+            else "cannot be decoded"
+        )
         raise FilmError(f"DICOM: {UID(dataset.file_meta.TransferSyntaxUID).name} {cause}") from None
 
 

@@ -241,6 +241,7 @@ class Records:
             raise ValueError(f"split {split!r} is not in {self.directory}; there are: {there}")
         self._check_sizes()
         self.labels = tuple(manifest["labels"])
+        self.size = int(manifest["size"])
         self.digest = hashlib.sha256(_canonical(self._files).encode()).hexdigest()
         self._ends = list(accumulate(entry["records"] for entry in self._files))
         self._forget()

@@ -37,6 +37,8 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool) -> None:
     if jax.process_count() > 1:
         raise ConfigError("one process for now: evaluation and stopping know no other hosts")
     objective = config_lib.objective_of(config, OBJECTIVES)
+    if config.init_from is not None and not (Path(config.init_from) / "checkpoints").is_dir():
+        raise ConfigError(f"config.init_from: {config.init_from} has no checkpoints")
     mesh = _mesh(config)
     sources = _open(config, "split")
     held_out = _open(config, "eval_split") if config.data.eval_split else []
@@ -66,6 +68,10 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool) -> None:
         for fn, (name, evaluator) in EVALUATORS.items()
         if fn in objective.predict_fns() and held_out
     }
+    for path, source in zip(config.data.paths, sources, strict=True):
+        if source.size < config.image_size:
+            print(f"note: {path} holds films of {source.size} px; they are enlarged to"
+                  f" {config.image_size}")  # fmt: skip
     records = {"sources": [{"records": len(s), "digest": s.digest} for s in sources]}
     files = {"config": config_lib.to_json(config), "data": json.dumps(records, indent=1) + "\n"}
     _compare(files, workdir, allow_change=allow_config_change)
