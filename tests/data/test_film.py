@@ -116,6 +116,9 @@ def test_header_terms_are_taken_only_if_known(tmp_path):
     assert film.original_size == RAMP.shape
     assert dicom_ids(tmp_path / "a") == ("ZZPHI-1", "1.2.7") == (film.patient, film.study)
     assert "ZZPHI" not in repr(film)
+    for number, (part, chest) in enumerate({"": True, "PORT CHEST": True, "HIP": False}.items()):
+        path = dicom(tmp_path / f"part{number}", BodyPartExamined=part)
+        assert read_film(path).chest is chest
     odd = read_film(dicom(tmp_path / "b", ViewPosition="ZZPHI", Modality="ZZPHI"))
     assert (odd.view, odd.modality) == ("", "")
     assert np.isnan(odd.spacing).all()

@@ -359,6 +359,8 @@ def test_usage_errors_exit_64_and_write_nothing(archive, tmp_path, capsys, extra
         ("image,Mass\nimages/site0/ZZPHI_00.png,1\nimages/site0/ZZPHI_00.png,0\n", "line 3"),
         ("image,image\na,b\n", "stands twice"),
         ("", "no column 'image'"),
+        ("image,Effusion\nnowhere/ZZPHI_00.png,1\n", "none of its 1 rows has a film"),
+        ("image,Effusion\nsite0/ZZPHI_00.png,1\n", None),  # relative to the films
         ("\ufeffimage,Effusion\r\nimages/site0/ZZPHI_00.png,1.0\r\n", None),
     ],
 )
