@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +51,7 @@ def shards(tmp_path_factory):
             assert records.write_shard(directory / name, made) == count
             entries.append(records.describe(directory / name, split=split, records=count))
             index += count
-    records.write_manifest(directory, {"labels": list(FINDINGS), "files": entries})
+    records.write_manifest(directory, {"labels": list(FINDINGS), "files": entries, "size": 64})
     records.write_tfds_metadata(directory, name="made", labels=len(FINDINGS))
     return directory
 
@@ -176,8 +175,6 @@ def _ids(reader):
 def test_processes_reopen_their_files(shards):
     train = Records(shards, "train")
     expected = _ids(train)
-    copied = pickle.loads(pickle.dumps(train))
-    assert _ids(copied) == expected and copied.digest == train.digest
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(_ids, (train,)) == expected
 

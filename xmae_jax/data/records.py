@@ -225,6 +225,7 @@ class Records:
 
     labels: tuple[str, ...]
     digest: str  # sha256 over the manifest's entries of this split
+    size: int  # side of a stored film in pixels
 
     def __init__(self, directory: str | os.PathLike, split: str) -> None:
         """Check the files' sizes and open nothing else yet.
