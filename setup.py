@@ -20,6 +20,7 @@ REQUIRES = [
     "pydicom>=3.0.2",  # DICOM; the floor is CVE-2026-32711
     "scikit-image",  # lung heuristic, hulls, outlines
     "scipy",  # filters of the lung search and of the model-free reconstruction baselines
+    "tensorstore",  # conditional writes: the lock where there is no flock; Orbax brings it anyway
     "tensorboardX",  # TensorBoard files without TensorFlow
     "tensorflow-datasets",  # shards are also a TFDS data set; TensorFlow itself is not needed
     "tqdm",  # progress bars

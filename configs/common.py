@@ -58,7 +58,17 @@ def get_config() -> ConfigDict:
                 crop_scale=optional(),
                 threads=16,
                 workers=0,
+                # A damaged record ends the run ("fail"), or is left out ("skip") as long as the
+                # rows so lost stay below this share.
+                bad_records="fail",
+                max_bad_share=1e-3,
             ),
+            # Deviations above the mean of the last 128 steps at which a step is left out (OLMo-core
+            # and MaxText: 6); None never does. Seconds without a sign of life that end a run:
+            # longer than any compilation.
+            guard=dict(spike_sigma=optional(6.0), watchdog_seconds=1800.0),
+            # "7:nan", "7-16:inf" or "7:spike": what the loss becomes at step 7; to try the guards.
+            debug=dict(poison_step=optional()),
             mesh=dict(data=-1, fsdp=1),
             optim=dict(
                 blr=1.5e-4,

@@ -40,12 +40,13 @@ from data_prep.films import (
     Outcome,
     Shard,
     build_shard,
-    die_with_parent,
     digest_film,
     patients_of,
 )
 from data_prep.inputs import Inputs, Row, digest_of, scan, sha256_of
 from xmae_jax.data import records
+from xmae_jax.data.manifest import FORMAT, MANIFEST, describe, load_manifest, write_manifest
+from xmae_jax.data.processes import die_with_parent
 from xmae_jax.data.records import FINDINGS, DataError, Report
 
 USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
@@ -140,8 +141,10 @@ def build(options: argparse.Namespace) -> str:
         else:
             with _incomplete(options.output) as work:
                 manifest = _write(work, options, key=key, inputs=inputs, pool=pool)
-                records.write_manifest(work, {**manifest, "arguments": settings})
-                records.write_tfds_metadata(work, name=options.name, labels=len(FINDINGS))
+                metadata = records.write_tfds_metadata(
+                    work, name=options.name, files=manifest["files"], labels=len(FINDINGS)
+                )
+                write_manifest(work, {**manifest, "metadata": metadata, "arguments": settings})
             summary = _summary(manifest, inputs, time.monotonic() - started)
     if options.id_map is not None:
         _write_id_map(options.id_map, options, key, inputs)
@@ -208,7 +211,7 @@ def _jobs(inputs: Inputs, pool: Executor | None) -> list[Job]:
 def _write(
     work: Path, options: argparse.Namespace, *, key: bytes, inputs: Inputs, pool: Executor | None
 ) -> dict[str, Any]:
-    """Write all shards and rejected.csv into `work`; return the manifest but for its arguments."""
+    """Write all shards and rejected.csv into `work`; return the manifest so far."""
     jobs = {job.film: job for job in _jobs(inputs, pool)}
     if len({splits.keyed_id(key, "film", film) for film in jobs}) < len(jobs):
         raise DataError("two films have one id: use another key")
@@ -262,7 +265,7 @@ def _name_shards(
         for index, (shard, outcome) in enumerate(kept):
             final = work / records.shard_name(name, split=split, index=index, total=len(kept))
             shard.path.rename(final)
-            files.append(records.describe(final, split=split, records=outcome.records))
+            files.append(describe(final, split=split, records=outcome.records))
     return files
 
 
@@ -291,7 +294,7 @@ def _inputs_digest(inputs: Inputs, digests: dict[str, str]) -> str:
 
 def _generator(folder: Path) -> dict[str, Any]:
     """Say what wrote the shards, and what made the films if they are phantoms."""
-    made: dict[str, Any] = {"program": "data_prep.build", "record_format": records.FORMAT}
+    made: dict[str, Any] = {"program": "data_prep.build", "record_format": FORMAT}
     phantoms = folder / "phantoms.json"
     if phantoms.is_file():
         try:
@@ -308,9 +311,9 @@ def _compare(
     inputs: Inputs,
 ) -> None:
     """Check that an existing output is what this command would write; UsageError if not."""
-    if not (options.output / records.MANIFEST).is_file():
+    if not (options.output / MANIFEST).is_file():
         raise UsageError(f"--output {options.output}: not empty, and no data set")
-    manifest = records.load_manifest(options.output)
+    manifest = load_manifest(options.output)
     for name, value in settings.items():
         there = manifest.get("arguments", {}).get(name)
         if there != value:

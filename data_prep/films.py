@@ -1,10 +1,6 @@
 """One input file to one record, and a list of them to one shard: what the workers run."""
 
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,23 +54,6 @@ class Outcome:
     mask_sources: tuple[str, ...]  # of the kept films, in order
     rejected: tuple[tuple[str, str], ...]  # film, reason
     digests: dict[str, str]  # film -> digest of its files
-
-
-def die_with_parent() -> None:
-    """End this worker as soon as its parent is gone.
-
-    A pool's workers outlive a parent that is killed, and would write into the folder of the run
-    that follows.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def build_shard(shard: Shard) -> Outcome:

@@ -52,3 +52,14 @@ def shards(tmp_path_factory) -> Path:
     key = ["--key", str(folder / "key")]
     assert build.main(["--input", films, "--output", str(output), *sizes, *key]) == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def reference(shards, tmp_path_factory) -> Path:
+    """Run 30 steps without a break; return the run directory."""
+    from tests.runs import command, finish
+
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    code, out = finish(command(shards, workdir, "--config.total_steps=30"))
+    assert code == 0, out
+    return workdir

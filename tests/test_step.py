@@ -1,6 +1,8 @@
 """The pure step: the same on every mesh and with any number of micro-batches."""
 
-from functools import partial
+import dataclasses
+import math
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import pytest
 
 from tests.helpers import small_batch, small_mae
 from xmae_jax import rng, sharding
-from xmae_jax.checkpoint import flatten
+from xmae_jax.digest import flatten
+from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.optim import OptimConfig, Optimizer
-from xmae_jax.step import gradient, init_state, train_step
+from xmae_jax.step import WINDOW, _judge, gradient, init_state, train_step
 
 OPTIM = OptimConfig(
     blr=0.1,
@@ -31,15 +34,34 @@ def optimizer(**changes) -> Optimizer:
     return Optimizer(OptimConfig(**(vars(OPTIM) | changes)), 8, 2, 20)
 
 
-def steps(mesh, *, mae, count, micro_batches=1, optim=None):
+MAE = small_mae(ema_decay=0.9)
+
+
+def train_fn(mae, optim, spike_sigma=6.0):
+    return partial(train_step, objective=mae, optimizer=optim, seed=0, micro_batches=1,
+                   spike_sigma=spike_sigma)  # fmt: skip
+
+
+@cache
+def compiled(poison=None, spike_sigma=6.0):
+    """Jit the step of `MAE`, once for all tests."""
+    mae = poisoned(MAE, poison) if poison else MAE
+    return jax.jit(train_fn(mae, optimizer(), spike_sigma))
+
+
+def start():
+    return init_state(MAE, optimizer(), rng.key(0, "init"))
+
+
+def steps(mesh, *, mae, count):
     """Return the losses of `count` steps on a mesh, and the last state."""
-    optim = optim or optimizer()
+    optim = optimizer()
     init = partial(init_state, mae, optim)
     shapes = jax.eval_shape(init, rng.key(0, "init"))
     shardings = sharding.state_shardings(shapes, mesh)
     state = jax.jit(init, out_shardings=shardings)(rng.key(0, "init"))
     step = jax.jit(
-        partial(train_step, objective=mae, optimizer=optim, seed=0, micro_batches=micro_batches),
+        train_fn(mae, optim),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
@@ -84,17 +106,122 @@ def test_micro_batches_give_one_gradient():
         np.testing.assert_allclose(part_out.metrics[name], mean, rtol=1e-5)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
-    mae = small_mae(ema_decay=0.9)
-    optim = optimizer()
-    state = init_state(mae, optim, rng.key(0, "init"))
-    step = jax.jit(partial(train_step, objective=mae, optimizer=optim, seed=0, micro_batches=1))
-    bad = flatten(state.params)["decoder/pixels/bias"].at[0].set(jnp.inf)
-    state.params["decoder"]["pixels"]["bias"] = bad
+UPDATED = ("params", "opt_state", "extra")
+
+
+def assert_equal(state, other, *parts):
+    for part in parts:
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(other, part))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
+    step = compiled("2-3:nan")
+    state, _ = step(start(), small_batch())
+    for count in (1, 2):
+        before = state
+        state, log = step(before, small_batch())
+        assert_equal(state, before, *UPDATED)
+        assert int(state.step) == 1 + count
+        assert int(log["skipped"]) == int(log["in_a_row"]) == int(state.guard["skipped"]) == count
+        assert int(state.guard["taken"]) == 1
+        assert not np.isfinite(log["totals"]["reconstruction"])
+        assert not any(flatten(log["finite_grads"]).values())
     after, log = step(state, small_batch())
-    assert int(after.step) == 1 and int(log["skipped"]) == int(after.guard["skipped"]) == 1
-    for part in ("params", "opt_state", "extra"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(state, part))
+    assert int(log["skipped"]) == 2 and int(log["in_a_row"]) == 0
+    assert (flatten(after.params)["encoder/cls"] != flatten(state.params)["encoder/cls"]).any()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+
+
+def full_window(state, losses, l2_grads):
+    """Give a state the memory of 128 steps."""
+    draw = np.random.default_rng(0).normal(size=WINDOW).astype(np.float32)
+    windows = {"losses": losses + 0.01 * losses * draw, "l2_grads": l2_grads + l2_grads * draw / 9}
+    guard = state.guard | jax.tree.map(jnp.asarray, windows) | {"taken": jnp.int32(WINDOW + 5)}
+    return dataclasses.replace(state, guard=guard), windows
+
+
+def test_a_spike_is_left_out_and_a_window_holds_steps_taken_only():
+    _, log = compiled()(start(), small_batch())
+    loss, l2_grads = float(log["training_loss"]), float(log["l2_grads"])
+    assert np.isinf(log["limits"]["losses"])  # no window yet
+    state, windows = full_window(start(), loss, l2_grads)
+
+    taken, log = compiled()(state, small_batch())
+    for name, window in windows.items():
+        np.testing.assert_allclose(log["limits"][name], window.mean() + 6 * window.std(), rtol=1e-4)
+    assert int(log["skipped"]) == 0 and int(taken.guard["taken"]) == WINDOW + 6
+    assert float(taken.guard["losses"][5]) == loss
+    others = [np.delete(x, 5) for x in (taken.guard["losses"], windows["losses"])]
+    np.testing.assert_array_equal(*others)
+
+    left, log = compiled("1:spike")(state, small_batch())
+    assert float(log["training_loss"]) > 50 * loss and int(log["skipped"]) == 1
+    assert_equal(left, state, *UPDATED)
+    np.testing.assert_array_equal(left.guard["losses"], windows["losses"])
+    assert int(left.guard["taken"]) == WINDOW + 5
+
+
+@pytest.mark.parametrize(
+    ("loss", "l2_grads", "sigma", "taken"),
+    [
+        (0.1, 0.3, 6.0, True),  # a loss that stands still is no spike
+        (0.2, 0.3, 6.0, False),
+        (0.1, 0.4, 6.0, False),  # nor need the loss spike with the gradient
+        (0.2, 0.4, math.inf, True),
+        (math.inf, 0.3, math.inf, False),
+        (0.1, math.nan, math.inf, False),
+    ],
+)
+def test_what_counts_as_a_spike(loss, l2_grads, sigma, taken):
+    guard = start().guard | {
+        "losses": jnp.full(WINDOW, 0.1), "l2_grads": jnp.full(WINDOW, 0.3),
+        "taken": jnp.int32(WINDOW), "in_a_row": jnp.int32(3), "skipped": jnp.int32(7),
+    }  # fmt: skip
+    after, _, take = _judge(guard, jnp.float32(loss), jnp.float32(l2_grads), sigma)
+    assert bool(take) == taken
+    assert int(after["in_a_row"]) == (0 if taken else 4)
+    assert int(after["skipped"]) == (7 if taken else 8)
+
+
+def test_guards_that_find_nothing_change_no_bit():
+    """150 steps with the guard, without a threshold, and by hand with no guard at all."""
+    optim = optimizer()
+
+    @jax.jit
+    def bare(state, batch):
+        key = rng.key(0, "train", state.step)
+        grads, out, loss = gradient(MAE, state, batch, key, 1)
+        params, opt_state = optim.update(grads, state.opt_state, state.params, state.step)
+        extra = MAE.after_update(params, out.extra, state.step)
+        return dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, extra=extra
+        ), loss
+
+    states = [start()] * 3
+    for i in range(WINDOW + 22):
+        batch = small_batch(seed=i % 3)
+        states[0], log = compiled()(states[0], batch)
+        states[1], _ = compiled(spike_sigma=math.inf)(states[1], batch)
+        states[2], _ = bare(states[2], batch)
+    assert int(log["skipped"]) == 0 and np.isfinite(log["limits"]["losses"])
+    assert_equal(states[0], states[1], *UPDATED, "guard")
+    assert_equal(states[0], states[2], *UPDATED)
+
+
+def test_a_poison_is_read_or_refused():
+    assert poisoned(MAE, "3:inf").factor == math.inf and poisoned(MAE, "3-4:nan").last == 4
+    for spec in ("3", "nan", "3:boom", "-3:nan"):
+        with pytest.raises(ValueError, match="is not N:kind"):
+            poisoned(MAE, spec)
+
+
+def test_rows_of_damaged_records_are_counted():
+    batch = small_batch()
+    batch["mask"] = batch["mask"].at[3].set(False)
+    state = start()
+    for _ in range(2):
+        state, log = compiled()(state, batch)
+    assert int(log["bad_rows"]) == 2 and int(log["skipped"]) == 0
 
 
 def test_frozen_parameters_stay_and_have_no_moments():
@@ -102,8 +229,7 @@ def test_frozen_parameters_stay_and_have_no_moments():
     optim = optimizer(freeze=(r".*/(bias|scale)",))
     state = init_state(mae, optim, rng.key(0, "init"))
     assert not [n for n in flatten(state.opt_state) if n.endswith(("bias", "scale"))]
-    step = jax.jit(partial(train_step, objective=mae, optimizer=optim, seed=0, micro_batches=1))
-    after, _ = step(state, small_batch())
+    after, _ = jax.jit(train_fn(mae, optim))(state, small_batch())
     jax.tree.map(np.testing.assert_array_equal, after.frozen, state.frozen)
     moved = flatten(after.params)["encoder/patch_embed/kernel"]
     assert (moved != flatten(state.params)["encoder/patch_embed/kernel"]).any()

@@ -1,76 +1,17 @@
 """The loop as users run it: stop it in every way, start it again, and get the same numbers."""
 
+import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-
-OVERRIDES = (
-    "--config.image_size=64",
-    "--config.objective.mask.keep=5",
-    "--config.batch_size=8",
-    "--config.eval_rows=4",
-)
-
-
-def command(shards, workdir, *overrides):
-    return [
-        sys.executable, "-m", "xmae_jax.main", "--config=configs/quickstart.py:smoke",
-        f"--config.data.path={shards}", f"--workdir={workdir}", *OVERRIDES, *overrides,
-    ]  # fmt: skip
-
-
-def start(argv, *, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def lines(workdir, kind="train"):
-    log = Path(workdir) / "metrics.jsonl"
-    whole = log.read_text().rpartition("\n")[0].split("\n") if log.exists() else []
-    parsed = [json.loads(line) for line in whole if line]
-    return [line for line in parsed if line["kind"] == kind]
-
-
-def key(line):
-    return line["loss_hex"], line["batch_digest"]
-
-
-def assert_same_run(workdir, reference, *, steps, interval):
-    """Compare every logged step with the reference; return how many were replayed."""
-    want = {line["step"]: key(line) for line in lines(reference)}
-    assert sorted(want) == list(range(1, steps + 1))
-    seen = [line["step"] for line in lines(workdir)]
-    for line in lines(workdir):
-        assert key(line) == want[line["step"]], line["step"]
-    assert sorted(set(seen)) == sorted(want)
-    assert all(later > step - interval for step, later in zip(seen, seen[1:], strict=False))
-    final = [json.loads((Path(d) / "final.json").read_text()) for d in (workdir, reference)]
-    assert final[0] == final[1]
-    return len(seen) - len(set(seen))
-
-
-@pytest.fixture(scope="module")
-def reference(shards, tmp_path_factory):
-    """Run 30 steps without a break; return the run directory."""
-    workdir = tmp_path_factory.mktemp("reference") / "run"
-    process = start(command(shards, workdir, "--config.total_steps=30"))
-    out = process.communicate()[0]
-    assert process.returncode == 0, out
-    return workdir
+from tests.runs import assert_same_run, command, lines, start
+from xmae_jax.rundir import read_run
 
 
 def test_a_run_leaves_what_it_promises(reference):
@@ -123,9 +64,9 @@ def test_what_a_stop_kept_from_being_done_is_made_up_for(shards, reference, tmp_
 def test_other_data_under_the_same_path_stop_a_run(shards, reference, tmp_path):
     done = tmp_path / "done"
     shutil.copytree(reference, done)
-    data = json.loads((done / "data.json").read_text())
-    data["sources"][0]["digest"] = "0" * 64
-    (done / "data.json").write_text(json.dumps(data))
+    record = read_run(done)
+    other = [{**record.sources[0], "digest": "0" * 64}]
+    dataclasses.replace(record, sources=other).write()
     process = start([*command(shards, done)[:3], f"--workdir={done}"])
     out = process.communicate()[0]
     assert process.returncode == 64 and "other data" in out and "0000" in out, out

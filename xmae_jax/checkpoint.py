@@ -1,83 +1,274 @@
-"""Checkpoints by Orbax: asynchronous, atomic, restored onto whatever mesh there is now."""
+"""Checkpoints by Orbax: asynchronous, atomic, and believed only after their digests agree.
+
+A step directory holds the state (path -> array) and, committed with it, a `digest` item: step, run
+and config that it belongs to, and shape, dtype and digest of every leaf, taken before the save.
+
+Differs from Orbax's CheckpointManager: a restore compares digests and falls back to the step
+before; a saved step is read back before an older one is removed; steps that are abandoned are
+renamed, never overwritten; what this run did not write is left alone.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xmae_jax.typing import Params, TrainState, leaf_path
+from xmae_jax.digest import flatten, leaf_digests, unflatten
+from xmae_jax.rundir import set_aside
+from xmae_jax.seal import seal, unseal
+from xmae_jax.typing import Params, TrainState
+
+_REMOVING = ".removing"
+_LEFTOVER = re.compile(rf"\d+(\.orbax-checkpoint-tmp.*|{re.escape(_REMOVING)})")
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """Turn any tree into path -> leaf; the form in which a state is saved."""
-    return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+class CheckpointError(OSError):
+    """A save that failed, or no checkpoint that can be used; main exits 74."""
 
 
-def unflatten(flat: dict[str, Any], like: Any) -> Any:
-    """Undo `flatten` into the structure of `like`."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(structure, [flat[leaf_path(path)] for path, _ in paths])
+class Unusable(Exception):
+    """Why a step directory cannot be restored."""
+
+
+class Foreign(Unusable):
+    """It is not a step of this run."""
+
+
+def step_directories(workdir: str | os.PathLike) -> list[Path]:
+    """List what is named like a step, newest first."""
+    folder = Path(workdir) / "checkpoints"
+    named = [p for p in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", p.name) and p.is_dir()]
+    return sorted(named, key=lambda p: -int(p.name))
+
+
+def read_digest(directory: Path, run: str | None) -> dict[str, Any]:
+    """Read a step's digest item; Unusable if it is damaged, of another step, or of another run."""
+    try:
+        digest = unseal((directory / "digest" / "metadata").read_bytes())
+        step, owner = digest["step"], digest["run"]
+    except FileNotFoundError:
+        raise Foreign("holds no digest: empty, damaged, or not written by xmae_jax") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise Unusable(f"digest/metadata is damaged ({error})") from None
+    if str(step) != directory.name:
+        raise Foreign(f"is a copy of step {step}")
+    if run is not None and owner != run:
+        raise Foreign("belongs to another run")
+    return digest
+
+
+def _compare_digests(leaves: dict[str, Any], found: dict[str, str]) -> None:
+    wrong = sorted(name for name, digest in found.items() if leaves[name]["digest"] != digest)
+    if wrong:
+        more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
+        raise Unusable(f"{wrong[0]}{more} does not have the values that were saved")
+
+
+def _read(directory: Path, target: dict[str, Any], restore_args: Any) -> dict[str, Any]:
+    """Read the leaves of `target`; Unusable whatever goes wrong."""
+    args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            state = reader.restore(directory / "state", args=args)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        text = " ".join(str(error).split())
+        raise Unusable(f"cannot be read: {type(error).__name__}: {text[:300]}") from None
+    for name, wanted in target.items():  # damaged metadata make Orbax return other things
+        found = state.get(name)
+        if not isinstance(found, jax.Array | np.ndarray) or (
+            (found.shape, found.dtype) != (tuple(wanted.shape), wanted.dtype)
+        ):
+            raise Unusable(f"{name} is not the array that was saved")
+    return state
+
+
+def read_back(directory: Path, leaves: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Read a step into host memory; Unusable if it is not what was saved."""
+    target = {
+        name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
+        for name, leaf in leaves.items()
+    }
+    args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in target}
+    state = _read(directory, target, args)
+    with jax.default_device(_host_device()):
+        for name, leaf in state.items():  # one at a time: none of it need fit beside the state
+            _compare_digests(leaves, leaf_digests({name: leaf}))
+    return state
+
+
+def _host_device() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None
 
 
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory, by the run that owns it."""
 
-    def __init__(self, workdir: str | os.PathLike, *, keep: int):
-        directory = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(
-            directory,
-            options=options,
-            item_names=("state",),
-            item_handlers={"state": ocp.StandardCheckpointHandler()},
+    def __init__(self, workdir: str | os.PathLike, *, run: str, config: str, keep: int):
+        """Clear away what a killed save or removal left.
+
+        run: identity of the run; config: digest of what it is made of; keep: how many steps stay.
+        """
+        self._workdir, self._run, self._config, self._keep = workdir, run, config, keep
+        self._folder = Path(workdir).absolute() / "checkpoints"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path)
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(), digest=ocp.JsonCheckpointHandler()
         )
-
-    @property
-    def latest(self) -> int | None:
-        """The newest complete step, if there is any."""
-        return self._manager.latest_step()
+        self._saver = ocp.AsyncCheckpointer(handler)
+        self._saving: int | None = None
+        self.newest: int | None = None
+        """The step that was restored or saved last."""
 
     def save(self, step: int, state: TrainState) -> None:
         """Copy the state off the devices now and write it behind the loop's back."""
-        self.wait()
-        if step != self.latest:
-            self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(flatten(state)))
-            )
+        flat = flatten(state)
+        digests = leaf_digests(flat)
+        leaves = {
+            name: {"shape": list(x.shape), "dtype": x.dtype.name, "digest": digests[name]}
+            for name, x in flat.items()
+        }
+        digest = seal({"step": step, "run": self._run, "config": self._config, "leaves": leaves})
+        if (self._folder / str(step)).exists():
+            self.set_aside(step)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(flat), digest=ocp.args.JsonSave(digest)
+        )
+        self._saving = self.newest = step
+        with _explained(self._folder / str(step)):
+            self._saver.save(self._folder / str(step), args)
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Read a step; `like` gives structure, shapes and shardings.
+    def settle(self) -> str | None:
+        """Wait for the save under way, read it back, remove old steps; say what is wrong with it.
 
-        Raises ValueError naming every leaf that is not there or has another shape.
+        Raises CheckpointError if it could not be written.
         """
-        saved = self._manager.item_metadata(step)["state"]
-        shapes = {name: tuple(leaf.shape) for name, leaf in saved.tree.items()}
-        _compare(shapes, {n: x.shape for n, x in flatten(like).items()}, f"checkpoint {step}")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(flatten(like)))
-        return unflatten(self._manager.restore(step, args=args)["state"], like)
+        if self._saving is None:
+            return None
+        step, self._saving = self._saving, None
+        with _explained(self._folder / str(step)):
+            self._saver.wait_until_finished()
+            _sync(self._folder / str(step))
+        try:
+            digest = read_digest(self._folder / str(step), self._run)
+            read_back(self._folder / str(step), digest["leaves"])
+        except Unusable as error:
+            self.set_aside(step)
+            self.newest = None
+            return f"checkpoint {step} {error}; set aside, older ones are kept"
+        for old in list(self._own())[self._keep :]:
+            self._remove(old)
+        return None
 
-    def wait(self) -> None:
-        """Block until the save under way is complete; raise what it raised."""
-        self._manager.wait_until_finished()
+    def restore(self, like: Any, *, any_config: bool) -> tuple[int, Any, list[str]] | None:
+        """Return (step, state, what is wrong with newer steps) of the newest step that verifies.
+
+        `like` gives structure, shapes and shardings. Newer steps of this run are set aside. None
+        if there is no step at all. Raises CheckpointError if none can be used, and ValueError if
+        the newest is of another config, naming every leaf that is not there or has another shape.
+        """
+        wanted, problems = flatten(like), []
+        for directory in step_directories(self._workdir):
+            try:
+                digest = read_digest(directory, self._run)
+                shapes = {name: tuple(leaf["shape"]) for name, leaf in digest["leaves"].items()}
+                _compare_shapes(shapes, wanted, f"checkpoint {directory.name}")
+                if self._config != digest["config"] and not any_config:
+                    raise ValueError(
+                        f"checkpoint {directory.name} was saved under another config or other data;"
+                        " go on with --allow_config_change, or choose another --workdir"
+                    )
+                args = ocp.checkpoint_utils.construct_restore_args(wanted)
+                state = _read(directory, wanted, args)
+                _compare_digests(digest["leaves"], leaf_digests(state))
+            except Unusable as error:
+                problems.append(f"checkpoint {directory.name} {error}")
+            else:
+                self.newest = int(directory.name)
+                self.set_aside_after(self.newest)
+                return self.newest, unflatten(state, like), problems
+        if problems:
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint can be used:\n  " + "\n  ".join(problems)
+            )
+        return None
+
+    def set_aside_after(self, step: int) -> list[int]:
+        """Move this run's steps newer than `step` into `abandoned/`; return them."""
+        newer = [old for old in self._own() if old > step]
+        for old in newer:
+            self.set_aside(old)
+        return newer
+
+    def set_aside(self, step: int) -> None:
+        """Move a step directory into `abandoned/`, whoever wrote it."""
+        set_aside(self._folder / str(step))
 
     def close(self) -> None:
         """Finish and release."""
-        self._manager.close()
+        self._saver.close()
+
+    def _own(self) -> Iterator[int]:
+        """Yield the steps that this run wrote, newest first, by their digest items."""
+        for directory in step_directories(self._workdir):
+            try:
+                read_digest(directory, self._run)
+            except Unusable:
+                continue
+            yield int(directory.name)
+
+    def _remove(self, step: int) -> None:
+        """Remove a step so that a kill in the middle leaves nothing that looks like one."""
+        going = self._folder / f"{step}{_REMOVING}"
+        (self._folder / str(step)).rename(going)
+        shutil.rmtree(going)
 
 
-def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> None:
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever a save raises into a CheckpointError that names path and free bytes."""
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        free = shutil.disk_usage(path.parent).free
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{path} could not be saved, {free:,} bytes are free there: {text}"
+        ) from error
+
+
+def _sync(directory: Path) -> None:
+    """Flush a step and its name to the disk; Orbax does so for array data only."""
+    for path in (*directory.rglob("*"), directory, directory.parent):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _compare_shapes(saved: dict[str, tuple], wanted: dict[str, Any], where: str) -> None:
     wrong = [f"missing {n}" for n in wanted if n not in saved]
     wrong += [f"extra {n}" for n in saved if n not in wanted]
     wrong += [
-        f"{n} is {saved[n]} there and {tuple(shape)} here"
-        for n, shape in wanted.items()
-        if n in saved and saved[n] != tuple(shape)
+        f"{n} is {saved[n]} there and {tuple(leaf.shape)} here"
+        for n, leaf in wanted.items()
+        if n in saved and saved[n] != tuple(leaf.shape)
     ]
     if wrong:
         raise ValueError(f"{where}: " + "; ".join(sorted(wrong)))
@@ -86,46 +277,50 @@ def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], where: str) -> N
 def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) -> Params:
     """Read the newest parameters of another run, trained or frozen there; `params` gives shapes.
 
-    Raises ValueError with the list of what is missing, extra or of another shape.
+    Raises ValueError with the list of what is missing, extra or of another shape, and
+    CheckpointError if the newest step is not what was saved.
     """
-    directory = Path(run).absolute() / "checkpoints"
-    if not directory.is_dir():
+    steps = step_directories(run)
+    if not steps:
         raise ValueError(f"{run} has no checkpoints")
-    with ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(read_only=True),
-        item_names=("state",),
-        item_handlers={"state": ocp.PyTreeCheckpointHandler()},
-    ) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(f"{run} has no complete checkpoint")
+    try:
+        leaves = read_digest(steps[0], None)["leaves"]
         saved = {
-            name.partition("/")[2]: (name, tuple(leaf.shape))
-            for name, leaf in manager.item_metadata(step)["state"].tree.items()
+            name.partition("/")[2]: name
+            for name in leaves
             if name.startswith(("params/", "frozen/"))
         }
         wanted, where = flatten(params), flatten(shardings)
-        shapes = {name: shape for name, (_, shape) in saved.items()}
-        _compare(shapes, {n: x.shape for n, x in wanted.items()}, f"{run}, step {step}")
+        shapes = {name: tuple(leaves[full]["shape"]) for name, full in saved.items()}
+        _compare_shapes(shapes, wanted, os.fspath(steps[0]))
         target = {
-            saved[name][0]: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[name])
+            saved[name]: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[name])
             for name, leaf in wanted.items()
         }
-        args = ocp.args.PyTreeRestore(
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        restored = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-    return unflatten({name: restored[saved[name][0]] for name in wanted}, params)
+        args = ocp.checkpoint_utils.construct_restore_args(target)
+        restored = _read(steps[0], target, args)
+        _compare_digests(leaves, leaf_digests(restored))
+    except Unusable as error:
+        raise CheckpointError(f"{steps[0]} {error}") from None
+    return unflatten({name: restored[saved[name]] for name in wanted}, params)
 
 
-def digests(tree: Any) -> dict[str, str]:
-    """Return path -> sha256 over path, shape, dtype and values of every leaf."""
-    out = {}
-    for name, leaf in flatten(tree).items():
-        array = np.asarray(jax.device_get(leaf))
-        head = f"{name} {array.shape} {array.dtype.name}".encode()
-        out[name] = hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
-    return out
+def verify(workdir: str | os.PathLike, run: str | None) -> list[dict[str, Any]]:
+    """Read every step directory; return step, status and problem of each, newest first.
+
+    status: "verified", "damaged" (does not read back, or holds a number that is not finite) or
+    "foreign" (left alone by every run here).
+    """
+    report = []
+    for directory in step_directories(workdir):
+        line = {"step": int(directory.name), "status": "verified", "problem": None}
+        report.append(line)
+        try:
+            leaves = read_digest(directory, run)["leaves"]
+            for name, leaf in read_back(directory, leaves).items():
+                if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+                    raise Unusable(f"{name} holds a number that is not finite")
+        except Unusable as error:
+            status = "foreign" if isinstance(error, Foreign) else "damaged"
+            line |= {"status": status, "problem": str(error)}
+    return report

@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -44,6 +45,9 @@ class DataConfig:
     threads: int
     workers: int
     """Loader processes; 0 uses threads."""
+    bad_records: Literal["fail", "skip"]
+    max_bad_share: float
+    """Share of rows that may be left out under "skip", of those seen or of an epoch."""
 
     def __post_init__(self) -> None:
         if self.eval_split == self.split:
@@ -53,6 +57,8 @@ class DataConfig:
             raise ValueError(f"crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")
         if self.threads < 1 or self.workers < 0:
             raise ValueError("threads must be positive and workers not negative")
+        if not 0 <= self.max_bad_share < 1:
+            raise ValueError(f"max_bad_share must lie in [0, 1), got {self.max_bad_share}")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -70,6 +76,27 @@ class MeshConfig:
     def __post_init__(self) -> None:
         if self.fsdp < 1 or (self.data < 1 and self.data != -1):
             raise ValueError(f"a mesh of {self.data} x {self.fsdp} devices cannot be")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When a step is left out, and when a run that hangs is ended."""
+
+    spike_sigma: float | None
+    watchdog_seconds: float
+
+    def __post_init__(self) -> None:
+        if self.spike_sigma is not None and self.spike_sigma <= 0:
+            raise ValueError(f"spike_sigma must be positive or None, got {self.spike_sigma}")
+        if self.watchdog_seconds <= 0:
+            raise ValueError(f"watchdog_seconds must be positive, got {self.watchdog_seconds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DebugConfig:
+    """Faults on demand."""
+
+    poison_step: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +122,8 @@ class Config:
     compute_dtype: str
     init_from: str | None
     data: DataConfig
+    guard: GuardConfig
+    debug: DebugConfig
     mesh: MeshConfig
     optim: OptimConfig
     objective: dict[str, Any]
@@ -111,6 +140,24 @@ class Config:
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size"
                 f" {self.micro_batch_size}"
             )
+        # As many devices as there are take what is left at data = -1; tasks see to that.
+        devices = max(self.mesh.data, 1) * self.mesh.fsdp
+        if self.rows_at_once % devices:
+            raise ValueError(
+                f"{self.rows_at_once} rows at once do not split over mesh.data {self.mesh.data} x"
+                f" mesh.fsdp {self.mesh.fsdp} devices"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
+        if self.data.mixture is not None and (
+            len(self.data.mixture) != len(self.data.paths)
+            or sum(self.data.mixture) != self.batch_size
+            or min(self.data.mixture) < 1
+        ):
+            raise ValueError(
+                f"data.mixture {self.data.mixture} is to have a positive number of rows for each of"
+                f" {len(self.data.paths)} sources, {self.batch_size} in all"
+            )
 
     @property
     def rows_at_once(self) -> int:
@@ -126,7 +173,8 @@ def build(cls: type[T], tree: dict[str, Any], *, where: str = "config") -> T:
     except pydantic.ValidationError as error:
         lines = []
         for e in error.errors(include_url=False):
-            line = ".".join([where, *map(str, e["loc"])]) + f": {e['msg']}"
+            told = e["msg"].removeprefix("Value error, ")
+            line = ".".join([where, *map(str, e["loc"])]) + f": {told}"
             lines.append(line if isinstance(e["input"], dict) else f"{line}, got {e['input']!r}")
         raise ConfigError("\n".join(lines)) from None
     _refuse_unknown(tree, dataclasses.asdict(made), where)  # pyright: ignore[reportArgumentType]
@@ -195,10 +243,10 @@ def from_json(path: str | os.PathLike) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(value(tree))
 
 
-def differences(old: str, new: str, *, where: str = "config") -> list[str]:
-    """List what differs between two JSON texts, a line each."""
+def differences(old: str, new: str) -> list[str]:
+    """List what differs between two configs as JSON, a line each."""
 
-    def flat(tree: Any, where: str = where) -> dict[str, Any]:
+    def flat(tree: Any, where: str = "config") -> dict[str, Any]:
         if not isinstance(tree, dict):
             return {where: tree}
         return {k: v for n, x in tree.items() for k, v in flat(x, f"{where}.{n}").items()}

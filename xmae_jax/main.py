@@ -1,14 +1,19 @@
 """The one command line: `python -m xmae_jax.main --config=configs/X.py --workdir=DIR`.
 
 A config file is code and is run; anything read from a run directory is data. Exit codes: 0 done,
-64 bad config or usage, 65 bad data, 75 preempted and saved (start me again).
+64 bad config or usage, 65 bad data, 70 diverged, 73 the run directory is in use, 74 disk, I/O or no
+usable checkpoint, 75 preempted and saved (start me again), 134 hung and ended by the watchdog.
 """
 
 from __future__ import annotations
 
+import errno
+import logging as python_logging
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -16,10 +21,12 @@ from ml_collections import config_flags
 from xmae_jax import config as config_lib
 from xmae_jax.config import ConfigError
 from xmae_jax.data.records import DataError
-from xmae_jax.tasks import TASKS
+from xmae_jax.incidents import Diverged
+from xmae_jax.lock import Locked
+from xmae_jax.tasks import rollback, train, verify
 from xmae_jax.train import Preempted
 
-EX_USAGE, EX_DATA, EX_PREEMPTED = 64, 65, 75
+EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
 
 # Every collective of every simulated CPU device blocks a thread; with one thread a core, eight
 # devices on two cores wait for each other for ever.
@@ -27,11 +34,32 @@ if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     os.environ.setdefault("PJRT_NPROC", "64")
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("task", "train", list(TASKS), "What to do.")
+flags.DEFINE_enum(
+    "task",
+    "train",
+    ["train", "verify", "rollback"],
+    "train: train, or go on. verify: check every checkpoint. rollback: go back to --step.",
+)
 flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a run directory although its config was another."
 )
+flags.DEFINE_bool(
+    "allow_fresh", False, "Start anew where there are checkpoints and none can be used."
+)
+flags.DEFINE_integer("step", None, "Checkpoint for --task=rollback.")
+
+
+def _hush() -> None:
+    """Drop the traces of reads that Orbax gives up when one beside them fails."""
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(trouble: Any) -> None:
+        if str(trouble.exc_value) != "Event loop is closed":
+            before(trouble)
+
+    sys.unraisablehook = hook
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -60,41 +88,65 @@ def _define_config(argv: list[str]) -> None:
     config_flags.DEFINE_config_dict("config", config_lib.from_json(saved))
 
 
-def _parse(argv: list[str]) -> tuple[config_lib.Config, Path]:
+def _parse(argv: list[str]) -> None:
     """Read the command line; every error in it is a ConfigError."""
-    _define_config(argv[1:])
+    if _flag(argv[1:], "task") in (None, "train"):
+        _define_config(argv[1:])
     try:
         rest = FLAGS(argv)
-        given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load for
     except flags.Error as error:
         raise ConfigError(str(error)) from None
     except Exception as error:  # a config file is code: anything may come out of it
-        text = " ".join(str(error).replace("\\n", " ").replace("\\", "").split())
-        raise ConfigError(f"--config: {text}") from None
+        raise _config_trouble(error) from None
     if rest[1:]:
         raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
-    config = config_lib.resolve(given)
-    return config, Path(FLAGS.workdir or Path("runs") / config.name)
+
+
+def _config_trouble(error: Exception) -> ConfigError:
+    text = " ".join(str(error).replace("\\n", " ").replace("\\", "").split())
+    return ConfigError(f"--config: {text}")
+
+
+def _run() -> None:
+    """Run the task."""
+    if FLAGS.task == "train":
+        try:
+            given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
+        except Exception as error:
+            raise _config_trouble(error) from None
+        config = config_lib.resolve(given)
+        train.run(
+            config,
+            Path(FLAGS.workdir or Path("runs") / config.name),
+            allow_config_change=FLAGS.allow_config_change,
+            allow_fresh=FLAGS.allow_fresh,
+        )
+        return
+    if not FLAGS.workdir or not Path(FLAGS.workdir).is_dir():
+        raise ConfigError(f"--task={FLAGS.task} needs --workdir of a run")
+    if FLAGS.task == "verify":
+        verify.run(Path(FLAGS.workdir))
+    else:
+        rollback.run(Path(FLAGS.workdir), FLAGS.step)
 
 
 def main(argv: list[str]) -> int:
     """Run one task; return the exit code."""
     logging.set_verbosity(logging.ERROR)
+    _hush()
     if {"--help", "-h", "-help"} & set(argv):
         print((__doc__ or "") + FLAGS.main_module_help())
         return 0
     try:
-        config, workdir = _parse(argv)
-        TASKS[FLAGS.task](config, workdir, allow_config_change=FLAGS.allow_config_change)
-    except Preempted as stop:
-        print(stop, file=sys.stderr)
-        return EX_PREEMPTED
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EX_USAGE
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EX_DATA
+        _parse(argv)
+        _run()
+    except tuple(EXIT_CODES) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(FLAGS.workdir or ".").free
+            text += f" ({free:,} bytes are free in {FLAGS.workdir or '.'})"
+        print(text if isinstance(error, Preempted) else f"error: {text}", file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     return 0
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from xmae_jax import optim, rng
 from xmae_jax.metrics import add
 from xmae_jax.typing import Batch, LossOut, Objective, Params, TrainState
+
+WINDOW = 128
+"""Steps that a spike is measured against, as in OLMo-core and MaxText (both with 6 deviations)."""
 
 
 def init_state(objective: Objective, optimizer: optim.Optimizer, key: Key[Array, ""]) -> TrainState:
@@ -24,8 +28,49 @@ def init_state(objective: Objective, optimizer: optim.Optimizer, key: Key[Array,
         frozen=frozen,
         opt_state=optimizer.init(params),
         extra=objective.start(params),
-        guard={"skipped": jnp.zeros((), jnp.int32)},
+        guard={
+            "skipped": jnp.zeros((), jnp.int32),
+            "in_a_row": jnp.zeros((), jnp.int32),
+            "bad_rows": jnp.zeros((), jnp.int32),
+            "taken": jnp.zeros((), jnp.int32),
+            "losses": jnp.zeros((WINDOW,)),
+            "l2_grads": jnp.zeros((WINDOW,)),
+        },
     )
+
+
+def _limit(window: Float[Array, " w"], taken: Int[Array, ""], sigma: float) -> Float[Array, ""]:
+    """Return mean + sigma deviations of a window; infinity until it is full."""
+    if sigma == math.inf:
+        return jnp.full((), jnp.inf)
+    mean = jnp.mean(window)
+    # A loss that stands still must not fail by the rounding of its mean.
+    limit = mean + sigma * jnp.std(window) + 1e-5 * jnp.abs(mean)
+    return jnp.where(taken >= WINDOW, limit, jnp.inf)
+
+
+def _judge(
+    guard: dict[str, Array], loss: Float[Array, ""], l2_grads: Float[Array, ""], sigma: float
+) -> tuple[dict[str, Array], dict[str, Array], Bool[Array, ""]]:
+    """Return (new guard, limits, whether to take the step); windows hold steps taken only.
+
+    A plateau that a run will not come back from is thus refused until too many in a row end it.
+    """
+    values = {"losses": loss, "l2_grads": l2_grads}
+    limits = {name: _limit(guard[name], guard["taken"], sigma) for name in values}
+    take = jnp.stack([jnp.isfinite(x) & (x <= limits[name]) for name, x in values.items()]).all()
+    place = guard["taken"] % WINDOW
+    windows = {
+        name: jnp.where(take, guard[name].at[place].set(x), guard[name])
+        for name, x in values.items()
+    }
+    left = 1 - take.astype(jnp.int32)
+    counts = {
+        "skipped": guard["skipped"] + left,
+        "in_a_row": (guard["in_a_row"] + left) * left,
+        "taken": guard["taken"] + 1 - left,
+    }
+    return {**guard, **windows, **counts}, limits, take
 
 
 def gradient(
@@ -74,32 +119,38 @@ def train_step(
     optimizer: optim.Optimizer,
     seed: int,
     micro_batches: int,
+    spike_sigma: float,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Take one step; return the new state and what the log wants of it.
 
-    A step whose loss or gradient is not finite changes no parameter, moment or average; it is
+    A step whose loss or gradient is not finite, or lies further than `spike_sigma` deviations above
+    the mean of the last 128 steps that were taken, changes no parameter, moment or average; it is
     counted, and step, rate and data go on.
     """
     key = rng.key(seed, "train", state.step)
     grads, out, loss = gradient(objective, state, batch, key, micro_batches)
     l2_grads = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(l2_grads)
+    guard, limits, take = _judge(state.guard, loss, l2_grads, spike_sigma)
 
     params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
     extra = objective.after_update(params, out.extra, state.step)
     params, opt_state, extra = jax.tree.map(
-        partial(jnp.where, finite),
+        partial(jnp.where, take),
         (params, opt_state, extra),
         (state.params, state.opt_state, state.extra),
     )
-    skipped = state.guard["skipped"] + (1 - finite.astype(jnp.int32))
+    guard["bad_rows"] += jnp.sum(~batch["mask"], dtype=jnp.int32)
     log = {
         "training_loss": loss,
         "means": out.metrics,
         "lr": optimizer.lr(state.step),
         "l2_grads": l2_grads,
         "l2_params": optax.tree.norm(params),
-        "skipped": skipped,
+        "skipped": guard["skipped"],
+        "in_a_row": guard["in_a_row"],
+        "bad_rows": guard["bad_rows"],
+        "limits": limits,
+        "totals": out.totals,
+        "finite_grads": jax.tree.map(lambda g: jnp.isfinite(jnp.sum(jnp.square(g))), grads),
     }
-    new = TrainState(state.step + 1, params, state.frozen, opt_state, extra, {"skipped": skipped})
-    return new, log
+    return TrainState(state.step + 1, params, state.frozen, opt_state, extra, guard), log

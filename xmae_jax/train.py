@@ -6,10 +6,11 @@ step number in logs, checkpoints and pictures is the number of steps taken.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,16 @@ import jax
 
 from xmae_jax import checkpoint, infer, rng, sharding, writers
 from xmae_jax import step as step_lib
-from xmae_jax.config import Config, ConfigError
+from xmae_jax.clock import Clock
+from xmae_jax.config import Config, ConfigError, to_json
 from xmae_jax.data.batch import EveryRow, LoadStep, loader
 from xmae_jax.data.plan import Plan
+from xmae_jax.digest import sha256
+from xmae_jax.incidents import Incidents
+from xmae_jax.lock import RunLock
 from xmae_jax.metrics import values
 from xmae_jax.optim import Optimizer, merge, split
+from xmae_jax.rundir import Run
 from xmae_jax.typing import Objective, TrainState
 
 
@@ -54,23 +60,38 @@ class Feed:
     """"train" and "val", each over an `EveryRow`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Permit:
+    """What the command line allows, and who owns the run directory."""
+
+    config_change: bool
+    fresh: bool
+    lock: RunLock
+
+
 def train(
     config: Config,
     objective: Objective,
     feed: Feed,
     evaluators: Mapping[str, Evaluator],
     mesh: jax.sharding.Mesh,
-    workdir: Path,
-    files: dict[str, str],
+    run: Run,
+    permit: Permit,
 ) -> None:
-    """Train to `config.total_steps`, from the newest checkpoint in `workdir` if there is one.
+    """Train to `config.total_steps`, from the newest checkpoint in `run.workdir` that verifies.
 
-    `files` (name -> JSON) say what the run is made of; they are written once it has a state.
-    Raises ConfigError if a checkpoint or `init_from` does not fit, and Preempted after SIGTERM or
-    SIGINT, with the state of that very step saved.
+    Raises ConfigError if a checkpoint or `init_from` does not fit, CheckpointError if there are
+    checkpoints and none can be used, Diverged after ten skipped steps in a row, and Preempted after
+    SIGTERM or SIGINT, with the state of that very step saved.
     """
-    with _Stop() as stop:
-        _train(config, objective, feed, evaluators, mesh, workdir, files, stop)
+    clock = Clock(
+        batch_size=config.batch_size,
+        total_steps=config.total_steps,
+        patience=config.guard.watchdog_seconds,
+        report=run.workdir / "debug" / "stalled.txt",
+    )
+    with _Stop() as stop, clock:
+        _train(config, objective, feed, evaluators, mesh, run, permit, stop, clock)
 
 
 def _train(
@@ -79,9 +100,10 @@ def _train(
     feed: Feed,
     evaluators: Mapping[str, Evaluator],
     mesh: jax.sharding.Mesh,
-    workdir: Path,
-    files: dict[str, str],
+    run: Run,
+    permit: Permit,
     stop: _Stop,
+    clock: Clock,
 ) -> None:
     say = print if jax.process_index() == 0 else lambda *_, **__: None
 
@@ -104,22 +126,38 @@ def _train(
     )
 
     # The state: restored, or made and perhaps filled from another run.
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint_keep)
-    first = checkpoints.latest or 0
-    if first > config.total_steps:
-        raise ConfigError(f"total_steps is {config.total_steps}, and {workdir} is at step {first}")
+    checkpoints = checkpoint.Checkpoints(
+        run.workdir, run=run.id, config=run.digest(to_json(config)), keep=config.checkpoint_keep
+    )
+    found, unusable = None, []
+    clock.alive("restore")
     try:
-        if first:
-            state = checkpoints.restore(first, _placed(shapes, shardings))
-        else:
-            state = jax.jit(init, out_shardings=shardings)(rng.key(config.seed, "init"))
-            if config.init_from is not None:
-                state = _initialise(state, config, objective, shardings)
+        like = _placed(shapes, shardings)
+        found = checkpoints.restore(like, any_config=permit.config_change)
+    except checkpoint.CheckpointError as error:
+        if not permit.fresh:
+            raise checkpoint.CheckpointError(
+                f"{error}\nNothing was changed. --allow_fresh starts anew beside them."
+            ) from None
+        unusable = [str(error)]
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    for name, text in files.items():
-        writers.write_atomic(workdir / f"{name}.json", text)
-    writer = writers.Writer(workdir, active=jax.process_index() == 0)
+    if found is not None:
+        first, state, unusable = found
+        if first > config.total_steps:
+            raise ConfigError(
+                f"total_steps is {config.total_steps}, and {run.workdir} is at step {first}"
+            )
+    else:
+        first, state = 0, jax.jit(init, out_shardings=shardings)(rng.key(config.seed, "init"))
+        if config.init_from is not None:
+            state = _initialise(state, config, objective, shardings)
+    run.write()
+    writers.write_atomic(run.workdir / "config.json", to_json(config))
+    writer = writers.Writer(run.workdir, active=jax.process_index() == 0)
+    if unusable:
+        writer.write("event", first, {"event": "fallback", "problems": unusable})
+        say("\n".join(unusable) + f"\nfell back to step {first}")
     if first:
         writer.write("event", first, {"event": "resume"})
         say(f"resumed at step {first}")
@@ -134,12 +172,16 @@ def _train(
             optimizer=optimizer,
             seed=config.seed,
             micro_batches=config.batch_size // config.rows_at_once,
+            spike_sigma=config.guard.spike_sigma or math.inf,
         ),
         donate_argnums=0,
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
-    looker = _Looker(config, objective, feed, evaluators, mesh, workdir, writer)
+    looker = _Looker(config, objective, feed, evaluators, mesh, run.workdir, writer, clock)
+    incidents = Incidents(
+        run.workdir, feed.train, writer, config.data.max_bad_share, sum(feed.plan.sizes), say
+    )
 
     # The loop.
     batches = loader(
@@ -149,45 +191,64 @@ def _train(
         workers=config.data.workers,
         threads=config.data.threads,
     )
-    clock = _Clock(config, first)
+    clock.start(first)
     if first and not stop.asked:
         looker.look(state, first, say)  # what a stop may have kept from being done
-    for done in range(first + 1, config.total_steps + 1):
-        if stop.asked:
-            break
-        with clock.time("data"):
-            host = next(batches)
-        state, log = step_fn(state, sharding.to_global(host, mesh, config.batch_size))
-        last = done == config.total_steps
-        # A save overlaps with the step after it and no further, so that a kill at any moment costs
-        # at most one interval.
-        with clock.time("ckpt"):
-            checkpoints.wait()
-
-        if done % config.log_every == 0 or last or stop.asked:
-            line = _line(log, feed.plan.batch_digest(done - 1)) | clock.read(done)
-            writer.write("train", done, line)
-            say(clock.progress(done, line))
-
-        if done % config.checkpoint_every == 0 or last:
+    with contextlib.closing(batches):
+        for done in range(first + 1, config.total_steps + 1):
+            if stop.asked:
+                break
+            with clock.time("data"):
+                host = next(batches)
+            state, log = step_fn(state, sharding.to_global(host, mesh, config.batch_size))
+            incidents.after(done, host, log)
+            last = done == config.total_steps
+            # A save overlaps with the step after it and no further, so that a kill at any moment
+            # costs at most one interval.
             with clock.time("ckpt"):
-                checkpoints.save(done, state)
-        if not stop.asked:
-            with clock.paused():
-                looker.look(state, done, say)
+                _settle(checkpoints, writer, done, say)
+
+            if done % config.log_every == 0 or last or stop.asked:
+                line = _line(log, feed.plan.batch_digest(done - 1)) | clock.read(done)
+                writer.write("train", done, line)
+                say(clock.progress(done, line))
+
+            if done % config.checkpoint_every == 0 or last:
+                permit.lock.check()
+                with clock.time("ckpt"):
+                    checkpoints.save(done, state)
+            if not stop.asked:
+                with clock.time("paused"):
+                    looker.look(state, done, say)
+        incidents.look()
 
     # The end: what the next run, or a reader, can compare.
+    clock.alive("last checkpoint")
     done = int(state.step)
-    checkpoints.save(done, state)
-    checkpoints.wait()
+    permit.lock.check()
+    if checkpoints.newest != done:
+        checkpoints.save(done, state)
+    if not _settle(checkpoints, writer, done, say):
+        raise checkpoint.CheckpointError(f"{run.workdir}: the last checkpoint does not read back")
     if stop.asked:
         writer.write("event", done, {"event": "preempted"})
         raise Preempted(f"stopped at step {done} of {config.total_steps}, and saved")
-    final = {"step": done, "sha256": checkpoint.digests(state)}
-    writers.write_atomic(workdir / "final.json", json.dumps(final, indent=1) + "\n")
+    final = {"step": done, "sha256": sha256(state)}
+    writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
     checkpoints.close()
     writer.close()
-    say(f"done: {workdir}")
+    say(f"done: {run.workdir}")
+
+
+def _settle(
+    checkpoints: checkpoint.Checkpoints, writer: writers.Writer, done: int, say: Any
+) -> bool:
+    """Finish the save under way; say whether all is well with it."""
+    problem = checkpoints.settle()
+    if problem:
+        writer.write("event", done, {"event": "bad_checkpoint", "problem": problem})
+        say(problem)
+    return problem is None
 
 
 def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
@@ -202,11 +263,14 @@ def _initialise(
 ) -> TrainState:
     """Replace the parameters by those of another run; moments and averages start anew."""
     assert config.init_from is not None
-    params = checkpoint.load_params(
-        config.init_from,
-        merge(state.params, state.frozen),
-        shardings=merge(shardings.params, shardings.frozen),
-    )
+    try:
+        params = checkpoint.load_params(
+            config.init_from,
+            merge(state.params, state.frozen),
+            shardings=merge(shardings.params, shardings.frozen),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     params, frozen = split(params, config.optim.freeze)
     extra = jax.jit(objective.start, out_shardings=shardings.extra)(params)
     return dataclasses.replace(state, params=params, frozen=frozen, extra=extra)
@@ -238,6 +302,7 @@ class _Looker:
     mesh: jax.sharding.Mesh
     workdir: Path
     writer: writers.Writer
+    clock: Clock
 
     def __post_init__(self) -> None:
         key = rng.key(self.config.seed, "eval")
@@ -252,14 +317,16 @@ class _Looker:
         load = self.feed.evaluation[split]
         assert isinstance(load.ids, EveryRow)
         ids = dataclasses.replace(load.ids, limit=limit)
-        return infer.rows(
+        for row in infer.rows(
             self._predict[evaluator.predict],
             state,
             dataclasses.replace(load, ids=ids, rows=sharding.host_rows(self.mesh, ids.batch_size)),
             steps=ids.steps,
             mesh=self.mesh,
             threads=self.config.data.threads,
-        )
+        ):
+            self.clock.alive("evaluation")
+            yield row
 
     def look(self, state: TrainState, done: int, say: Any) -> None:
         """Evaluate and draw what is due at this step and not there yet."""
@@ -303,56 +370,3 @@ class _Stop:
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class _Clock:
-    """Where the time goes, and how much is left; evaluation and pictures do not count."""
-
-    def __init__(self, config: Config, first: int):
-        self._batch, self._total = config.batch_size, config.total_steps
-        self._since, self._spent = first, {"data": 0.0, "ckpt": 0.0, "paused": 0.0}
-        self._start = time.monotonic()
-
-    def time(self, what: str) -> _Timer:
-        """Add the time of a block to `what`."""
-        return _Timer(self._spent, what)
-
-    def paused(self) -> _Timer:
-        """Leave the time of a block out."""
-        return self.time("paused")
-
-    def read(self, done: int) -> dict[str, float]:
-        """Return seconds a step since the last reading, and films a second; start anew."""
-        now, steps = time.monotonic(), done - self._since
-        wall = max(now - self._start - self._spent["paused"], 1e-9)
-        out = {
-            "img_per_sec": steps * self._batch / wall,
-            "t_data": self._spent["data"] / steps,
-            "t_step": (wall - self._spent["data"] - self._spent["ckpt"]) / steps,
-            "t_ckpt": self._spent["ckpt"] / steps,
-        }
-        self._start, self._since = now, done
-        self._spent.update(data=0.0, ckpt=0.0, paused=0.0)
-        return out
-
-    def progress(self, done: int, line: dict[str, Any]) -> str:
-        """Write the progress line."""
-        seconds = sum(line[name] for name in ("t_data", "t_step", "t_ckpt"))
-        left = int(seconds * (self._total - done))
-        return (
-            f"step {done:>{len(str(self._total))}}/{self._total}"
-            f"  loss {line['training_loss']:.5f}  {line['img_per_sec']:.1f} img/s"
-            f"  data wait {100 * line['t_data'] / max(seconds, 1e-9):.0f} %"
-            f"  left {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        )
-
-
-class _Timer:
-    def __init__(self, spent: dict[str, float], what: str):
-        self._spent, self._what = spent, what
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: Any) -> None:
-        self._spent[self._what] += time.monotonic() - self._start

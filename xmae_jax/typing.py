@@ -73,7 +73,9 @@ class TrainState:
     extra: Params
     """The objective's own state without gradient, such as an average of the parameters."""
     guard: dict[str, Any]
-    """`skipped`: how many steps were left out because their loss or gradient was not finite."""
+    """`skipped`: steps left out because loss or gradient was not finite or spiked, `in_a_row` of
+    them just now; `taken`: the others, with `losses` and `l2_grads` of the last of them;
+    `bad_rows`: rows left out because their record is damaged."""
 
 
 @runtime_checkable

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorboardX
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -40,7 +43,9 @@ class Writer:
             if not whole.endswith(b"\n"):
                 os.truncate(log, whole.rfind(b"\n") + 1)
         self._file = log.open("a")
-        self._board = tensorboardX.SummaryWriter(str(directory / "tb"), flush_secs=30)
+        (directory / "tb").mkdir(exist_ok=True)
+        # Written by this thread: SummaryWriter's own would die of a full disk, and block the run.
+        self._board = EventsWriter(str(directory / "tb" / "events"))
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one line and flush it; numbers go to TensorBoard as `kind/name`."""
@@ -51,9 +56,14 @@ class Writer:
         line = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in line.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        scalars = [
+            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, (int, float))
+        ]
+        summary = Summary(value=scalars)
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._board.flush()
 
     def close(self) -> None:
         """Flush and close."""
@@ -107,6 +117,23 @@ def reconstruction_panels(
     }
 
 
+def contact_sheet(
+    path: Path, films: UInt8[np.ndarray, "b h w 1"], *, names: Sequence[str], title: str
+) -> None:
+    """Write films under their names as one PNG, eight in a row."""
+    side, font = _PANEL // 2, ImageFont.load_default(11)
+    columns, lines = min(8, len(films)), -(-len(films) // 8)
+    width = max(_GAP + columns * (side + _GAP), 560)
+    page = Image.new("RGB", (width, _HEAD + lines * (side + 24)), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((_GAP, 6), title, "black", ImageFont.load_default(15))
+    for i, (film, name) in enumerate(zip(films, names, strict=True)):
+        x, y = _GAP + i % 8 * (side + _GAP), _HEAD + i // 8 * (side + 24)
+        page.paste(Image.fromarray(film[:, :, 0]).resize((side, side)), (x, y))
+        draw.text((x, y + side + 3), name, "black", font)
+    _write_picture(path, page)
+
+
 def picture(path: Path, rows: Sequence[Mapping[str, Image.Image]], *, title: str) -> None:
     """Write rows of equal panels under their names as one PNG, atomically."""
     names = list(rows[0])
@@ -119,6 +146,10 @@ def picture(path: Path, rows: Sequence[Mapping[str, Image.Image]], *, title: str
         draw.text((x, _HEAD + 4), name, "black", font)
         for row, panels in enumerate(rows):
             page.paste(panels[name], (x, 2 * _HEAD + row * (_PANEL + _GAP)))
+    _write_picture(path, page)
+
+
+def _write_picture(path: Path, page: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     page.save(partial, format="PNG")

@@ -1,15 +1,22 @@
 """Views and loaders: geometry, and the same bytes from any worker and any start."""
 
+import dataclasses
 import io
+import os
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
 from xmae_jax.data import transforms
 from xmae_jax.data.batch import EveryRow, LoadStep, loader, row_rng
 from xmae_jax.data.plan import Plan
-from xmae_jax.data.records import Records
+from xmae_jax.data.records import DataError, Records
 from xmae_jax.data.transforms import WHOLE, Box
 from xmae_jax.data.views import FilmView
 
@@ -59,10 +66,12 @@ def test_resize_keeps_orientation():
     assert Image.fromarray(small).size == (32, 32)
 
 
-def steps(shards, *, first, last, workers=0, threads=2, rows=slice(None), view=VIEW):
-    records = Records(shards, "train")
-    plan = Plan(seed=1, sizes=(len(records),), counts=(6,), digests=(records.digest,))
-    load = LoadStep(plan.ids, [records], view, 1, rows)
+def load_step(records, *, rows=slice(None), view=VIEW, skip=False):
+    plan = Plan(seed=1, sizes=(len(records),), counts=(8,), digests=(records.digest,))
+    return LoadStep(plan.ids, [records], view, 1, rows, skip)
+
+
+def steps(load, *, first, last, workers=0, threads=2):
     return list(loader(load, first=first, last=last, workers=workers, threads=threads))
 
 
@@ -74,47 +83,193 @@ def same(a, b):
             np.testing.assert_array_equal(x[name], y[name], err_msg=name)
 
 
-def test_any_threads_hosts_and_start_give_the_same_bytes(shards):
-    whole = steps(shards, first=0, last=5)
-    assert whole[0]["image"].shape == (6, 64, 64, 1) and whole[0]["image"].dtype == np.uint8
-    assert whole[0]["lung"].shape == (6, 64, 64) and whole[0]["lung"].max() == 1
-    same(steps(shards, first=0, last=5, threads=1), whole)
-    same(steps(shards, first=3, last=5), whole[3:])
-    left, right = (steps(shards, first=0, last=5, rows=r) for r in (slice(0, 2), slice(2, 6)))
-    same(
-        [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(left, right, strict=True)],
-        whole,
+def test_any_threads_and_start_give_the_same_bytes(shards):
+    load = load_step(Records(shards, "train"))
+    whole = steps(load, first=0, last=5)
+    assert whole[0]["image"].shape == (8, 64, 64, 1) and whole[0]["image"].dtype == np.uint8
+    assert whole[0]["lung"].shape == (8, 64, 64) and whole[0]["lung"].max() == 1
+    same(steps(load, first=0, last=5, threads=1), whole)
+    same(steps(load, first=3, last=5), whole[3:])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+def test_hosts_share_a_batch(shards, hosts):
+    def parts(load, step):
+        size = 8 // hosts
+        cut = [slice(start, start + size) for start in range(0, 8, size)]
+        made = [dataclasses.replace(load, rows=rows)(step) for rows in cut]
+        return {name: np.concatenate([part[name] for part in made]) for name in made[0]}
+
+    load = load_step(Records(shards, "train"))
+    for step in range(4):
+        same([parts(load, step)], [load(step)])
+    # The last batch of an evaluation: hosts may have nothing but padding.
+    load = dataclasses.replace(load, ids=EveryRow((9,), 8, 9))
+    split, whole = parts(load, 1), load(1)
+    assert split["mask"].tolist() == [True] + [False] * 7
+    same([{name: array[:1] for name, array in split.items()}],
+         [{name: array[:1] for name, array in whole.items()}])  # fmt: skip
+    np.testing.assert_array_equal(split["id"], whole["id"])
+
+
+def damaged(shards, directory, wanted):
+    """Copy shards, open the train split and damage some of its records."""
+    records = Records(shutil.copytree(shards, directory), "train")
+    path = records.directory / "films-train.array_record-00000-of-00001"
+    data = bytearray(path.read_bytes())
+    for index in wanted:
+        head = Records(shards, "train")[index]["image"][:200]
+        data[data.index(head) + 60] ^= 8
+    path.write_bytes(data)
+    return records
+
+
+class Junk(Records):
+    """A split with records that are whole, but hold no picture."""
+
+    wanted: tuple[int, ...] = (4,)
+
+    def __getitem__(self, index):
+        junk = {"image": b"no"} if index in self.wanted else {}
+        return {**super().__getitem__(index), **junk}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "picture"])
+def test_an_unreadable_record_is_named_or_skipped(shards, tmp_path, kind):
+    bad = Junk(shards, "train") if kind == "picture" else damaged(shards, tmp_path / "copy", [4])
+    sound = load_step(Records(shards, "train"))
+    step, row = next(
+        (step, row) for step in range(9) for row, (_, i) in enumerate(sound.ids(step)) if i == 4
     )
+    name = f"{bad.directory}/films-train.array_record-00000-of-00001: record 4 is damaged"
+    with pytest.raises(DataError, match=name):
+        load_step(bad)(step)
+    with pytest.raises(DataError, match=name):
+        steps(load_step(bad), first=step, last=step + 1)
+    with pytest.raises(DataError, match=name):  # nothing to put in its place
+        load_step(bad, rows=slice(row, row + 1), skip=True)(step)
+
+    (found,) = steps(load_step(bad, skip=True), first=step, last=step + 1)
+    whole = sound(step)
+    others = np.arange(8) != row
+    np.testing.assert_array_equal(found["mask"], others)
+    np.testing.assert_array_equal(found["id"], whole["id"])
+    for array, expected in ((found[name], whole[name]) for name in ("image", "lung", "box")):
+        np.testing.assert_array_equal(array[others], expected[others])
+        np.testing.assert_array_equal(array[row], expected[0 if row else 1])
+
+
+def test_nothing_readable_is_bad_data(shards):
+    bad = Junk(shards, "train")
+    bad.wanted = tuple(range(len(bad)))
+    with pytest.raises(DataError, match="is damaged"):
+        load_step(bad, skip=True)(0)
+
+
+def run(tmp_path, body):
+    """Run a program: Grain starts workers with absl flags, and not from within pytest."""
+    lines = ["import sys", "from absl import flags", "from tests.data.test_batch import *\n"]
+    script = tmp_path / "program.py"
+    script.write_text("\n".join(lines) + body)
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_worker_processes_give_the_same_bytes(shards, tmp_path):
-    # Grain starts workers with absl flags, so a program of its own runs them.
-    import subprocess
-    import sys
-
-    from tests.conftest import ROOT
-
-    program = f"""
-import sys
-from absl import flags
-import numpy as np
-from tests.data.test_batch import same, steps
+    program = run(tmp_path, f"""
 if __name__ == "__main__":
     flags.FLAGS(sys.argv[:1])
-    whole = steps({str(shards)!r}, first=0, last=5)
-    for workers in (1, 2, 4):
-        same(steps({str(shards)!r}, first=0, last=5, workers=workers), whole)
-    print("same")
+    load = load_step(damaged({str(shards)!r}, {str(tmp_path / "copy")!r}, [2, 4, 19]), skip=True)
+    whole = steps(load, first=0, last=6)
+    assert sum(batch["mask"].sum() for batch in whole) < 48
+    for workers, first in ((1, 0), (2, 0), (4, 0), (1, 3), (2, 3)):
+        same(steps(load, first=first, last=6, workers=workers), whole[first:])
+    bad = dataclasses.replace(load, skip=False)
+    try:
+        steps(bad, first=0, last=6, workers=2)
+    except DataError as error:
+        assert "is damaged" in str(error) and "Traceback" not in str(error), error
+        print("same")
+""")  # fmt: skip
+    out, errors = program.communicate()
+    assert program.returncode == 0 and "same" in out, errors[-2000:]
+
+
+ENDINGS = """
+import multiprocessing, os, signal, time
+from multiprocessing import shared_memory
+from xmae_jax.data.batch import LoaderError
+
+# Names in /dev/shm by which the parent knows this program's.
+shared_memory._SHM_NAME_PREFIX = "/{name}_"
+multiprocessing.current_process()._config["semprefix"] = "/{name}"
+
+def main():
+    load = load_step(Records({shards!r}, "train"))
+    batches = loader(load, first=0, last=20, workers=2, threads=1)
+    for count, _ in zip(range(4), batches):
+        pass
+    time.sleep(1)
+    {ending}
+    for _ in batches:
+        pass
+    del _
+    time.sleep(0.5)  # Grain frees shared memory in a thread
+
+def stop(number):
+    signal.signal(number, lambda *_: print("asked to stop"))
+    os.killpg(0, number)
+
+if __name__ == "__main__":
+    flags.FLAGS(sys.argv[:1])
+    try:
+        main()
+    except LoaderError as error:
+        print(error)
 """
-    script = tmp_path / "workers.py"
-    script.write_text(program)
-    out = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=ROOT, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert out.returncode == 0 and "same" in out.stdout, out.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "told"),
+    [
+        ("", ""),
+        ("batches.close()", ""),
+        ("os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)", "a loader process"),
+        ("stop(signal.SIGINT)", "asked to stop"),
+        ("stop(signal.SIGTERM)", "asked to stop"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ""),
+    ],
+)
+def test_nothing_is_left_behind(shards, tmp_path, ending, told):
+    name = f"x{os.getpid()}"
+    program = run(tmp_path, ENDINGS.format(name=name, shards=str(shards), ending=ending))
+    started = time.monotonic()
+    while program.poll() is None and not [n for n in os.listdir("/dev/shm") if name in n]:
+        time.sleep(0.02)  # the names are used
+    assert program.poll() is None
+    out, errors = program.communicate(timeout=60)
+    assert time.monotonic() - started < 30
+    assert told in out
+    if "SIGKILL" not in ending:
+        assert not errors, errors
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and alive(program.pid):
+        time.sleep(0.1)
+    assert not alive(program.pid)
+    assert not [n for n in os.listdir("/dev/shm") if name in n]
+
+
+def alive(session):
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_every_row_once():

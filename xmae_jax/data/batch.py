@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import gc
+import signal
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
-from xmae_jax.data.records import Records
+from xmae_jax.data.processes import die_with_parent
+from xmae_jax.data.records import DataError, Records
 
 View = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
 
@@ -20,48 +23,98 @@ def row_rng(seed: int, step: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, step, row))))
 
 
+class LoaderError(OSError):
+    """A loader process died; main exits 74."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadStep:
-    """Step -> this host's rows of its batch; a picklable function, so it runs in any worker."""
+    """Step -> this host's rows of its batch; a picklable function, so it runs in any worker.
+
+    A row of `mask` False holds a copy of another row: padding (source -1), or, with `skip`, a
+    record that cannot be read, which keeps its id. Without `skip` that is a DataError, and always
+    if none of this host's records of a step can be read.
+    """
 
     ids: Callable[[int], Int[np.ndarray, "b 2"]]
     sources: Sequence[Records]
     view: View
     seed: int
     rows: slice
+    skip: bool
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Load, view and stack; rows whose source is -1 are padding."""
-        ids = self.ids(int(step))
-        examples, real = [], []
+        """Load, view and stack."""
+        ids, step = self.ids(int(step)), int(step)
+        examples: list[dict[str, np.ndarray] | None] = []
+        damage = None
         for row in range(*self.rows.indices(len(ids))):
-            source, index = (int(i) for i in ids[row])
-            real.append(source >= 0)
-            if source < 0:
-                # Padding stands at the end of a batch, behind at least one real row.
-                examples.append(examples[0])
-                continue
-            record = self.sources[source][index]
-            examples.append(self.view(record, row_rng(self.seed, int(step), row)))
-        batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
-        return {**batch, "mask": np.array(real), "id": ids[self.rows]}
+            example = None
+            if ids[row, 0] >= 0:
+                try:
+                    example = self._example(step, row, ids)
+                except DataError as error:
+                    if not self.skip:
+                        raise
+                    damage = error
+            examples.append(example)
+        spare = next((example for example in examples if example is not None), None)
+        if spare is None:
+            if damage is not None:
+                raise damage
+            # Padding stands at the end of a batch, so only the first row is sure to be real.
+            spare = self._example(step, 0, ids)
+        batch = {name: np.stack([(e or spare)[name] for e in examples]) for name in spare}
+        return {**batch, "mask": np.array([e is not None for e in examples]), "id": ids[self.rows]}
+
+    def _example(self, step: int, row: int, ids: np.ndarray) -> dict[str, np.ndarray]:
+        source, index = (int(i) for i in ids[row])
+        records = self.sources[source]
+        record = records[index]
+        try:
+            return self.view(record, row_rng(self.seed, step, row))
+        except DataError as error:
+            raise records.damage(index, error) from error
+
+
+def _start_worker(index: int, count: int) -> None:
+    # Both signals go to a whole group of processes; what they mean is for the main one to say.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
 
 
 def loader(
     load: LoadStep, *, first: int, last: int, workers: int, threads: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Yield the batches of steps first .. last - 1, in order, read ahead.
 
     Grain parallelises over whole steps, by threads, or by `workers` processes if there are any;
-    the bytes are the same for every choice and from every start.
+    the bytes are the same for every choice and from every start. The processes end with the
+    iterator. Raises what `load` raises, and LoaderError if a process died.
     """
     steps = grain.MapDataset.range(first, last).map(load)
     if workers:
         read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         options = grain.MultiprocessingOptions(num_workers=workers)
-        return iter(steps.to_iter_dataset(read).mp_prefetch(options))
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(steps.to_iter_dataset(read))
+        batches = iter(steps.to_iter_dataset(read).mp_prefetch(options, _start_worker))
+    else:
+        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        batches = iter(steps.to_iter_dataset(read))
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):  # Grain has no class of its own for it
+            raise
+        raise LoaderError(
+            "a loader process died (killed, or out of memory, or of room in /dev/shm?);"
+            f" try fewer than config.data.workers={workers}, or 0, which reads by threads"
+        ) from error
+    finally:
+        batches.close()
+        del batches
+        if workers:
+            gc.collect()  # cycles in Grain hold the last batches, and so their shared memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,8 @@ class Plan:
     counts: tuple[int, ...]
     digests: tuple[str, ...]
     """Digest of each source's records, so that a batch's digest names the data as well."""
+    offsets: tuple[tuple[int, int], ...] = ()
+    """(first step, batches passed over from there on), in order; of roll-backs."""
 
     def __post_init__(self) -> None:
         if min(self.counts) < 1 or min(self.sizes) < 1:
@@ -84,6 +86,7 @@ class Plan:
 
     def ids(self, step: int) -> Int[np.ndarray, "b 2"]:
         """Return (source, index) of each row of the global batch of a step."""
+        step += max((offset for first, offset in self.offsets if first <= step), default=0)
         blocks = []
         for source, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
             place = step * count + np.arange(count, dtype=np.int64)

@@ -3,16 +3,13 @@
 A data set is a directory of ArrayRecord files of `tf.train.Example` protos, named as TFDS names
 them, with TFDS's `features.json` and `dataset_info.json` beside them, so that
 `tfds.builder_from_directory(directory).as_data_source(split)` reads it without TensorFlow, and
-a `manifest.json` that binds every file to its size, sha256 and number of records. ArrayRecord
-detects a damaged chunk by itself; the manifest is what tells of a missing, stale or swapped shard.
+the `manifest.json` of `manifest.py`.
 
 Differs from TFDS's own reader: an Example is parsed straight into a dict and pictures stay
 encoded, so importing TensorFlow Datasets is not needed to train.
 """
 
-import hashlib
 import io
-import json
 import os
 import threading
 from bisect import bisect_right
@@ -27,8 +24,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from jaxtyping import Bool, Float32, Int32, UInt8
 from PIL import Image
 
-FORMAT = 1  # of manifest.json and of the record; raised when an old reader would misread a new one
-MANIFEST = "manifest.json"
+from xmae_jax.data.manifest import DataError, check, file_digest, load_manifest
+from xmae_jax.seal import json_digest
+
 SPLITS = ("train", "val", "test")
 
 # The label vector of every record, in this order; spelt as the column names of labels.csv.
@@ -40,10 +38,6 @@ FINDINGS = tuple(
 
 MASK_SIDE = 320  # px, long side of a stored mask: 4 px of a 1280 px film, a quarter of a patch
 JPEG_FROM = 512  # px: films of this side and more are JPEG q95, smaller ones PNG
-
-
-class DataError(Exception):
-    """Bad data on disk; the message names the file, and main exits 65."""
 
 
 class Report(TypedDict):
@@ -193,28 +187,31 @@ def encode_mask(mask: Bool[np.ndarray, "h w"]) -> bytes:
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "h w"]:
-    """Decode a stored film."""
-    return np.asarray(Image.open(io.BytesIO(data), formats=["JPEG", "PNG"]))
+    """Decode a stored film; raise DataError if it is none."""
+    return _open_picture(data, mode="L")
 
 
 def decode_mask(data: bytes) -> Bool[np.ndarray, "h w"]:
-    """Decode a stored mask."""
-    return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"])).astype(bool)
+    """Decode a stored mask; raise DataError if it is none."""
+    return _open_picture(data, mode="1")
 
 
-def load_manifest(directory: str | os.PathLike) -> dict[str, Any]:
-    """Read and check `manifest.json`; raise DataError naming the path where it cannot be used."""
-    path = Path(directory) / MANIFEST
+def _open_picture(data: bytes, *, mode: str) -> np.ndarray:
     try:
-        manifest = json.loads(path.read_text())
-        version = manifest["format"]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no manifest, so this is no finished data set") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: unreadable manifest ({type(error).__name__})") from None
-    if version != FORMAT:
-        raise DataError(f"{path}: format {version!r}, but this code reads format {FORMAT}")
-    return manifest
+        picture = Image.open(io.BytesIO(data), formats=["JPEG", "PNG"])
+        pixels = np.asarray(picture)
+    except Exception as error:  # Pillow raises many kinds
+        raise DataError(f"a picture does not decode ({type(error).__name__})") from error
+    if picture.mode != mode:
+        raise DataError(f"a picture is of mode {picture.mode}, not {mode}")
+    return pixels
+
+
+def open_shard(path: str | os.PathLike) -> ArrayRecordReader:
+    """Open an ArrayRecord file for random access."""
+    # No read-ahead and no threads: what ArrayRecord advises for random access.
+    options = "readahead_buffer_size:0,max_parallelism:0"
+    return ArrayRecordReader(os.fspath(path), options, file_reader_buffer_size=32768)
 
 
 class Records:
@@ -228,10 +225,10 @@ class Records:
     size: int  # side of a stored film in pixels
 
     def __init__(self, directory: str | os.PathLike, split: str) -> None:
-        """Check the files' sizes and open nothing else yet.
+        """Compare all shards with the manifest, cheaply; open none for reading yet.
 
         Raises ValueError naming the splits there are if `split` is none of them, and DataError
-        naming the file if the manifest or a shard is missing, or a shard has another size.
+        naming the file if the manifest or a shard, of any split, is not as it was written.
         """
         self.directory = Path(directory)
         self.split = split
@@ -240,20 +237,12 @@ class Records:
         if not self._files:
             there = ", ".join(sorted({entry["split"] for entry in manifest["files"]}))
             raise ValueError(f"split {split!r} is not in {self.directory}; there are: {there}")
-        self._check_sizes()
+        check(self.directory, manifest)
         self.labels = tuple(manifest["labels"])
         self.size = int(manifest["size"])
-        self.digest = hashlib.sha256(_canonical(self._files).encode()).hexdigest()
+        self.digest = json_digest(self._files)
         self._ends = list(accumulate(entry["records"] for entry in self._files))
         self._forget()
-
-    def _check_sizes(self) -> None:
-        for entry in self._files:
-            path = self.directory / entry["file"]
-            size = path.stat().st_size if path.is_file() else None
-            if size != entry["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise DataError(f"{path}: {found}, the manifest says {entry['bytes']} bytes")
 
     def _forget(self) -> None:
         self._readers: dict[int, ArrayRecordReader] = {}
@@ -273,15 +262,28 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read record `index`; DataError names the shard and the record if it is damaged."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)} in split {self.split!r}")
-        shard = bisect_right(self._ends, index)
-        position = index - (self._ends[shard - 1] if shard else 0)
-        path = self.directory / self._files[shard]["file"]
+        shard, position = self._locate(index)
         try:
             return dict(decode(self._reader(shard).read([position])[0]))
         except Exception as error:  # the reader and the parser raise several kinds
-            raise DataError(f"{path}: record {position} is damaged ({error})") from error
+            raise self.damage(index, error) from error
+
+    def damage(self, index: int, error: Exception) -> DataError:
+        """Name a record that is damaged by its shard and its place there."""
+        shard, position = self._locate(index)
+        path = self.directory / self._files[shard]["file"]
+        return DataError(f"{path}: record {position} is damaged ({error})")
+
+    def where(self, index: int) -> str:
+        """Say in which shard a record lies, and at which place."""
+        shard, position = self._locate(index)
+        return f"{self._files[shard]['file']}, record {position}"
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in split {self.split!r}")
+        shard = bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -294,10 +296,7 @@ class Records:
             with self._lock:
                 reader = self._readers.get(shard)
                 if reader is None:
-                    path = os.fspath(self.directory / self._files[shard]["file"])
-                    # No read-ahead and no threads: what ArrayRecord advises for random access.
-                    options = "readahead_buffer_size:0,max_parallelism:0"
-                    reader = ArrayRecordReader(path, options, file_reader_buffer_size=32768)
+                    reader = open_shard(self.directory / self._files[shard]["file"])
                     self._readers[shard] = reader
         return reader
 
@@ -322,29 +321,16 @@ def shard_name(name: str, *, split: str, index: int, total: int) -> str:
     return f"{name}-{split}.array_record-{index:05d}-of-{total:05d}"
 
 
-def describe(path: str | os.PathLike, *, split: str, records: int) -> dict[str, Any]:
-    """Make the manifest's entry for a finished shard."""
-    path = Path(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    return dict(file=path.name, split=split, bytes=size, sha256=digest, records=records)
+def write_tfds_metadata(
+    directory: str | os.PathLike, *, name: str, files: list[dict[str, Any]], labels: int
+) -> dict[str, str]:
+    """Write features.json and dataset_info.json; return file -> sha256 for the manifest.
 
-
-def write_manifest(directory: str | os.PathLike, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json`: `files` (entries of `describe`), `labels`, and what else is given."""
-    text = json.dumps({"format": FORMAT, **manifest}, indent=1, sort_keys=True, ensure_ascii=False)
-    (Path(directory) / MANIFEST).write_text(text + "\n")
-
-
-def write_tfds_metadata(directory: str | os.PathLike, *, name: str, labels: int) -> None:
-    """Write features.json and dataset_info.json for the shards of a manifest.
-
-    name: the data set's name, lower case with underscores; labels: length of the label vector.
+    name: the data set's name, lower case with underscores; files: the manifest's entries of the
+    shards; labels: length of the label vector.
     """
     import tensorflow_datasets as tfds  # slow to import, and only the writer needs it
 
-    files = load_manifest(directory)["files"]
     template = tfds.core.ShardedFileTemplate(
         data_dir=tfds.core.Path(directory),
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
@@ -369,6 +355,8 @@ def write_tfds_metadata(directory: str | os.PathLike, *, name: str, labels: int)
         filename_template=template,
         check_data=False,  # the check needs TensorFlow
     )
+    written = ("dataset_info.json", "features.json")
+    return {file: file_digest(Path(directory) / file) for file in written}
 
 
 def _tfds_features(labels: int) -> Any:
@@ -391,8 +379,3 @@ def _tfds_features(labels: int) -> Any:
             "valid_box": features.Tensor(shape=(4,), dtype=np.int32),
         }
     )
-
-
-def _canonical(value: Any) -> str:
-    """Spell JSON in one way only."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,5 +1,1 @@
-"""Tasks of the command line; each has one function, `run(config, workdir)`."""
-
-from xmae_jax.tasks import train
-
-TASKS = {"train": train.run}
+"""Tasks of the command line, a module with a function `run` each."""

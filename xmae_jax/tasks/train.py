@@ -5,14 +5,15 @@ Everything that can be wrong with a config is found here, before the run directo
 
 from __future__ import annotations
 
-import json
+import dataclasses
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from xmae_jax import config as config_lib
-from xmae_jax import sharding, train
+from xmae_jax import lock, sharding, train
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.plan import Plan, mixture_counts
@@ -20,6 +21,8 @@ from xmae_jax.data.records import Records
 from xmae_jax.data.views import VIEWS
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.objectives import OBJECTIVES
+from xmae_jax.objectives.poisoned import poisoned
+from xmae_jax.rundir import OURS, Run, new_id, read_run
 
 EVALUATORS = {"reconstruct": ("reconstruction", Reconstruction)}
 """Which evaluator reads which prediction."""
@@ -30,19 +33,39 @@ NO_DATA = """config.data.path is not set. These two commands make films to try i
 then add --config.data.path=runs/phantoms/shards"""
 
 
-def run(config: Config, workdir: Path, *, allow_config_change: bool) -> None:
+def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh: bool) -> None:
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    if jax.process_count() > 1:
-        raise ConfigError("one process for now: evaluation and stopping know no other hosts")
-    objective = config_lib.objective_of(config, OBJECTIVES)
+    objective = _objective(config)
     if config.init_from is not None and not (Path(config.init_from) / "checkpoints").is_dir():
         raise ConfigError(f"config.init_from: {config.init_from} has no checkpoints")
-    mesh = _mesh(config)
+    _check_place(workdir)
+    with lock.acquire(workdir) as held:
+        permit = train.Permit(config_change=allow_config_change, fresh=allow_fresh, lock=held)
+        _run(config, objective, workdir, permit)
+
+
+def _run(config: Config, objective: Any, workdir: Path, permit: train.Permit) -> None:
+    """Open data and devices, and enter the loop."""
+    record = read_run(workdir)
+    _refuse_changes(_config_changes(config, workdir), workdir, permit)
     sources = _open(config, "split")
     held_out = _open(config, "eval_split") if config.data.eval_split else []
-    plan = _plan(config, sources)
+    listed = [{"records": len(s), "digest": s.digest} for s in sources]
+    if record is None:
+        record = Run(workdir, new_id(), listed)
+    changes = [
+        f"data.sources[{i}]: {old} in the run directory, {new} now"
+        for i, (old, new) in enumerate(zip_longest(record.sources, listed))
+        if old != new
+    ]
+    _refuse_changes(changes, workdir, permit)
+    record = dataclasses.replace(record, sources=listed)
+    plan = _plan(config, sources, record.offsets)
+    if jax.process_count() > 1:
+        raise ConfigError("one process for now: evaluation and stopping know no other hosts")
+    mesh = _mesh(config)
 
     def view(crop_scale: tuple[float, float] | None) -> Any:
         return VIEWS[objective.view](
@@ -52,15 +75,19 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool) -> None:
             crop_scale=crop_scale,
         )
 
+    skip = config.data.bad_records == "skip"
+
     def every(records: list[Records]) -> LoadStep:
         rows = min(config.rows_at_once, config.eval_rows)
         rows += -rows % mesh.size
         ids = EveryRow(tuple(len(r) for r in records), rows, config.eval_rows)
-        return LoadStep(ids, records, view(None), config.seed, slice(None))
+        return LoadStep(ids, records, view(None), config.seed, slice(None), skip=False)
 
     feed = train.Feed(
         plan=plan,
-        train=LoadStep(plan.ids, sources, view(config.data.crop_scale), config.seed, slice(None)),
+        train=LoadStep(
+            plan.ids, sources, view(config.data.crop_scale), config.seed, slice(None), skip=skip
+        ),
         evaluation={"train": every(sources), "val": every(held_out)} if held_out else {},
     )
     evaluators = {
@@ -72,10 +99,27 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool) -> None:
         if source.size < config.image_size:
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
                   f" {config.image_size}")  # fmt: skip
-    records = {"sources": [{"records": len(s), "digest": s.digest} for s in sources]}
-    files = {"config": config_lib.to_json(config), "data": json.dumps(records, indent=1) + "\n"}
-    _compare(files, workdir, allow_change=allow_config_change)
-    train.train(config, objective, feed, evaluators, mesh, workdir, files)
+    train.train(config, objective, feed, evaluators, mesh, record, permit)
+
+
+def _objective(config: Config) -> Any:
+    """Build the objective, poisoned if so wished."""
+    objective = config_lib.objective_of(config, OBJECTIVES)
+    if config.debug.poison_step is None:
+        return objective
+    try:
+        return poisoned(objective, config.debug.poison_step)
+    except ValueError as error:
+        raise ConfigError(f"config.debug.poison_step: {error}") from None
+
+
+def _check_place(workdir: Path) -> None:
+    """Refuse a directory that holds something else."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir={workdir}: not a directory")
+    names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    if names and not names & set(OURS):
+        raise ConfigError(f"--workdir={workdir}: not empty, and no run directory")
 
 
 def _mesh(config: Config) -> jax.sharding.Mesh:
@@ -97,30 +141,30 @@ def _open(config: Config, key: str) -> list[Records]:
         raise ConfigError(f"config.data.{key}: {error}{hint}") from None
 
 
-def _plan(config: Config, sources: list[Records]) -> Plan:
+def _plan(config: Config, sources: list[Records], offsets: tuple[tuple[int, int], ...]) -> Plan:
     """Set the order of data."""
     sizes = tuple(len(source) for source in sources)
     counts = config.data.mixture or mixture_counts(sizes, config.batch_size)
-    if len(counts) != len(sizes) or sum(counts) != config.batch_size or min(counts) < 1:
-        raise ConfigError(
-            f"config.data.mixture {counts} is to have a positive number of rows for each of"
-            f" {len(sizes)} sources, {config.batch_size} in all"
-        )
-    return Plan(config.seed, sizes, counts, tuple(source.digest for source in sources))
+    if sum(counts) != config.batch_size:
+        raise ConfigError(f"batch_size {config.batch_size} is less than a row for each source")
+    return Plan(config.seed, sizes, counts, tuple(source.digest for source in sources), offsets)
 
 
-def _compare(files: dict[str, str], workdir: Path, *, allow_change: bool) -> None:
-    """Compare config and data with what the run began with."""
-    changes = []
-    for name, text in files.items():
-        path = workdir / f"{name}.json"
-        if path.is_file():
-            try:
-                changes += config_lib.differences(path.read_text(), text, where=name)
-            except ValueError as error:
-                raise ConfigError(f"{path} is not JSON: {error}") from None
+def _config_changes(config: Config, workdir: Path) -> list[str]:
+    """List what differs from the config that the run began with."""
+    saved = workdir / "config.json"
+    if not saved.is_file():
+        return []
+    try:
+        return config_lib.differences(saved.read_text(), config_lib.to_json(config))
+    except ValueError as error:
+        raise ConfigError(f"{saved} is not JSON: {error}") from None
+
+
+def _refuse_changes(changes: list[str], workdir: Path, permit: train.Permit) -> None:
+    """Stop where config or data are not those with which the run began."""
     listed = "\n  ".join(changes)
-    if changes and not allow_change:
+    if changes and not permit.config_change:
         raise ConfigError(
             f"{workdir} was begun with another config or other data:\n  {listed}\n"
             "Go on with --allow_config_change, or choose another --workdir."

@@ -1,0 +1,148 @@
+"""What went wrong in a step, on record: steps that were skipped, records that are damaged."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from xmae_jax import writers
+from xmae_jax.data.batch import LoadStep
+from xmae_jax.data.records import DataError
+from xmae_jax.digest import flatten
+
+IN_A_ROW = 10
+"""Steps skipped in a row that end a run."""
+_KEPT = 20
+"""Batches kept in `debug/`, so that a run that stumbles now and then fills no disk."""
+
+
+class Diverged(Exception):
+    """Step after step was skipped; main exits 70."""
+
+
+@dataclasses.dataclass
+class Incidents:
+    """Looks at each step once the next one is under way, so that no device is waited for."""
+
+    workdir: Path
+    load: LoadStep
+    writer: writers.Writer
+    max_bad_share: float
+    epoch: int
+    """Records of all sources."""
+    say: Any
+    _last: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
+
+    def after(self, done: int, host: dict[str, np.ndarray], log: dict[str, Any]) -> None:
+        """Take note of a step that was sent off, and look at the one before it.
+
+        host: the batch as loaded; log: what the step returned. Raises Diverged, and DataError when
+        more records are damaged than allowed.
+        """
+        self.look()
+        self._last = done, host, log
+
+    def look(self) -> None:
+        """Look at the step noted last."""
+        if self._last is None:
+            return
+        (done, host, log), self._last = self._last, None
+        in_a_row = int(log["in_a_row"])
+        if in_a_row:
+            self._skipped(done, host, log)
+        if in_a_row >= IN_A_ROW:
+            raise Diverged(
+                f"{in_a_row} steps in a row were skipped, up to step {done}; see {self.workdir}/"
+                "debug. Checkpoints are sound: `--task=rollback --step=N` goes back to one, past"
+                " these batches; or change the rate and --allow_config_change"
+            )
+        if not host["mask"].all():
+            self._bad_rows(done, host, int(log["bad_rows"]))
+
+    def _skipped(self, done: int, host: dict[str, np.ndarray], log: dict[str, Any]) -> None:
+        log = jax.device_get(log)
+        cause = _cause(log)
+        names = self._record_ids(host)
+        folder = self.workdir / "debug" / f"step_{done}"
+        event = {
+            "event": "spike" if cause.startswith("spike") else "nonfinite",
+            "cause": cause,
+            "training_loss": float(log["training_loss"]),
+            "l2_grads": float(log["l2_grads"]),
+            "records": names[:8],
+            "skipped": int(log["skipped"]),
+        }
+        self.say(f"step {done} skipped: {cause}; records {', '.join(names[:8])}"
+                 + ", ..." * (len(names) > 8))  # fmt: skip
+        if not folder.exists() and len(list(folder.parent.glob("step_*"))) < _KEPT:
+            self._keep(folder, host, names, f"step {done:,}: {cause}")
+            event["debug"] = str(folder.relative_to(self.workdir))
+        self.writer.write("event", done, event)
+
+    def _keep(
+        self, folder: Path, host: dict[str, np.ndarray], names: list[str], title: str
+    ) -> None:
+        """Write the batch as the step saw it, whose rows they are, and how they look."""
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(("row", "id", "source", "index", "where"))
+        for row, (source, index) in enumerate(host["id"].tolist()):
+            where = self.load.sources[source].where(index)
+            rows.writerow((row, names[row], source, index, where))
+        writers.write_atomic(folder / "rows.csv", table.getvalue())
+        np.savez(folder / "batch.npz", **host)  # pyright: ignore[reportArgumentType]
+        if "image" in host:
+            writers.contact_sheet(
+                folder / "thumbnails.png", host["image"][:64], names=names[:64], title=title
+            )
+
+    def _record_ids(self, host: dict[str, np.ndarray]) -> list[str]:
+        names = []
+        for (source, index), real in zip(host["id"].tolist(), host["mask"], strict=True):
+            names.append(self.load.sources[source][index]["id"] if real else "damaged")
+        return names
+
+    def _bad_rows(self, done: int, host: dict[str, np.ndarray], so_far: int) -> None:
+        where = [
+            self.load.sources[source].where(index)
+            for (source, index), real in zip(host["id"].tolist(), host["mask"], strict=True)
+            if not real
+        ]
+        self.writer.write("event", done, {"event": "bad_record", "where": where, "rows": so_far})
+        self.say(f"step {done}: left out, damaged: {'; '.join(where)}")
+        allowed = self.max_bad_share * max(done * len(host["mask"]), self.epoch)
+        if so_far > allowed:
+            raise DataError(
+                f"{so_far} rows of damaged records by step {done}, {allowed:.2f} are allowed"
+                f" (config.data.max_bad_share); the last: {where[-1]}"
+            )
+
+
+def _cause(log: dict[str, Any]) -> str:
+    """Say which term, gradient or limit it was."""
+    terms = [name for name, total in log["totals"].items() if not isfinite(total)]
+    if terms:
+        return f"loss term {', '.join(terms)} is not finite"
+    bad = [name for name, finite in flatten(log["finite_grads"]).items() if not finite]
+    if bad:
+        return (
+            f"gradient of {bad[0]}"
+            + f" and {len(bad) - 1} more" * (len(bad) > 1)
+            + " is not finite"
+        )
+    if not isfinite(log["training_loss"]) or not isfinite(log["l2_grads"]):
+        return "the sum of loss or gradients is not finite"
+    found = {"losses": log["training_loss"], "l2_grads": log["l2_grads"]}
+    over = [
+        f"{name} {found[name]:.4g} over {limit:.4g}"
+        for name, limit in log["limits"].items()
+        if found[name] > limit
+    ]
+    return "spike: " + ", ".join(over)

@@ -1,0 +1,52 @@
+"""An objective that fails on demand: how tests, and a cautious user, see the guards at work."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from xmae_jax.typing import Batch, LossOut, Objective, Params
+
+KINDS = {"nan": jnp.nan, "inf": jnp.inf, "spike": 100.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned:
+    """Another objective, the first loss term of which is multiplied at some steps."""
+
+    objective: Objective
+    first: int
+    last: int
+    factor: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)
+
+    def loss(
+        self,
+        params: Params,
+        frozen: Params,
+        extra: Params,
+        batch: Batch,
+        rng: jax.Array,
+        step: jax.Array,
+    ) -> LossOut:
+        """Sum the terms; `step` counts the steps before this one."""
+        out = self.objective.loss(params, frozen, extra, batch, rng, step)
+        name, *_ = out.totals
+        now = (step + 1 >= self.first) & (step + 1 <= self.last)
+        factor = jnp.where(now, self.factor, 1.0)
+        return out._replace(totals={**out.totals, name: out.totals[name] * factor})
+
+
+def poisoned(objective: Objective, spec: str) -> Objective:
+    """Read `N:kind` or `N-M:kind`, steps as the log counts them; ValueError if it is neither."""
+    match = re.fullmatch(rf"(\d+)(?:-(\d+))?:({'|'.join(KINDS)})", spec)
+    if match is None:
+        raise ValueError(f"{spec!r} is not N:kind or N-M:kind with a kind of {', '.join(KINDS)}")
+    first, last, kind = match.groups()
+    return cast(Objective, Poisoned(objective, int(first), int(last or first), KINDS[kind]))

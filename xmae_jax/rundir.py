@@ -1,0 +1,69 @@
+"""The record of a run, `run.json`: who it is, which data it reads, and how often it went back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from xmae_jax.seal import json_digest, seal, unseal
+from xmae_jax.writers import write_atomic
+
+OURS = ("lock", "run.json", "config.json", "metrics.jsonl", "checkpoints")
+
+
+class RunDirectoryError(OSError):
+    """A run directory that cannot be trusted; main exits 74."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory is made of."""
+
+    workdir: Path
+    id: str
+    """Drawn once; every checkpoint carries it."""
+    sources: list[dict[str, Any]]
+    """Number of records and digest of each source."""
+    offsets: tuple[tuple[int, int], ...] = ()
+    """Roll-backs: (first step, batches passed over from there on)."""
+
+    def digest(self, config: str) -> str:
+        """Return the digest of a config (as JSON) and the data, to which checkpoints belong."""
+        return json_digest([config, self.sources])
+
+    def write(self) -> None:
+        """Write `run.json`."""
+        tree = seal({"id": self.id, "sources": self.sources, "offsets": self.offsets})
+        write_atomic(self.workdir / "run.json", json.dumps(tree, indent=1) + "\n")
+
+
+def new_id() -> str:
+    """Draw the identity of a new run."""
+    return uuid.uuid4().hex
+
+
+def read_run(workdir: Path) -> Run | None:
+    """Read the record of a run; None if there is none, RunDirectoryError if it is damaged."""
+    path = workdir / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        tree = unseal(path.read_text())
+    except ValueError as error:
+        raise RunDirectoryError(f"{path} is damaged: {error}") from None
+    offsets = tuple((first, offset) for first, offset in tree["offsets"])
+    return Run(workdir, tree["id"], tree["sources"], offsets)
+
+
+def set_aside(path: Path) -> Path:
+    """Move a file or directory into `abandoned/` beside it, under a name that is free."""
+    target = path.parent / "abandoned" / path.name
+    target.parent.mkdir(exist_ok=True)
+    count = 1
+    while target.exists():
+        count += 1
+        target = target.with_name(f"{path.name}.{count}")
+    return path.rename(target)

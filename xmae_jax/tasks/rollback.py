@@ -1,0 +1,69 @@
+"""Take a run back to one of its checkpoints, and past the batches that led it astray.
+
+As by hand in PaLM (Chowdhery et al., arXiv 2204.02311, section 5.1): start again before the spike,
+with other batches. What came after is set aside, not deleted, and the next start goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from xmae_jax import checkpoint, lock
+from xmae_jax.config import ConfigError
+from xmae_jax.rundir import read_run, set_aside
+from xmae_jax.writers import Writer
+
+
+def run(workdir: Path, step: int | None) -> None:
+    """Make `step` the newest; the batches from there to the last logged step are passed over.
+
+    Raises ConfigError if the run has no such step, and CheckpointError if it does not verify.
+    """
+    record = read_run(workdir)
+    if record is None:
+        raise ConfigError(f"{workdir} is no run: run.json is not there")
+    there = {int(path.name): path for path in checkpoint.step_directories(workdir)}
+    if step not in there:
+        listed = ", ".join(map(str, there)) or "none"
+        raise ConfigError(f"--step={step}: checkpoints of {workdir}: {listed}")
+    with lock.acquire(workdir):
+        try:
+            leaves = checkpoint.read_digest(there[step], record.id)["leaves"]
+            checkpoint.read_back(there[step], leaves)
+        except checkpoint.Unusable as error:
+            raise checkpoint.CheckpointError(f"{there[step]} {error}") from None
+        reached = max(*there, _last_logged(workdir))
+        for newer in (n for n in there if n > step):
+            set_aside(there[newer])
+        for path in (*workdir.glob("eval/*/step_*"), *workdir.glob("pictures/step_*")):
+            if int(re.sub(r"\D", "", path.name)) > step:
+                set_aside(path)
+        if (workdir / "final.json").is_file():
+            set_aside(workdir / "final.json")
+        passed = max((offset for _, offset in record.offsets), default=0) + reached - step
+        offsets = (*(o for o in record.offsets if o[0] < step), (step, passed))
+        dataclasses.replace(record, offsets=offsets).write()
+        event = {"event": "rollback", "from": reached, "to": step, "batches_passed": reached - step}
+        writer = Writer(workdir, active=True)
+        writer.write("event", step, event)
+        writer.close()
+    print(
+        f"{workdir} goes on from step {step}; the batches of steps {step + 1} to {reached} are"
+        " passed over, and what came of them lies in abandoned/"
+    )
+
+
+def _last_logged(workdir: Path) -> int:
+    """Return the last step that the log knows of since the last roll-back."""
+    last = 0
+    log = workdir / "metrics.jsonl"
+    for text in log.read_text().splitlines() if log.is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:  # the half line of a killed run
+            continue
+        last = line["step"] if line.get("event") == "rollback" else max(last, line["step"])
+    return last
