@@ -76,7 +76,16 @@ def load_manifest(directory: str | os.PathLike) -> dict[str, Any]:
         manifest = unseal(text)
     except ValueError as error:
         raise DataError(f"{path}: damaged or edited: {error}") from None
-  listed: set[str] = set()
+    return manifest
+
+
+def compare(directory: Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """Compare the shards there are with the manifest; return file -> what is wrong with it.
+
+    Costs one listing of the directory, and a stat and the first 64 KiB of each shard.
+    """
+    wrong: dict[str, str] = {}
+    listed: set[str] = set()
     of_digest: dict[str, str] = {}
     for entry in manifest["files"]:
         name = entry["file"]
