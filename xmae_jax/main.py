@@ -7,6 +7,8 @@ usable checkpoint, 75 preempted and saved (start me again), 134 hung and ended b
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import logging as python_logging
 import os
@@ -48,6 +50,16 @@ flags.DEFINE_bool(
     "allow_fresh", False, "Start anew where there are checkpoints and none can be used."
 )
 flags.DEFINE_integer("step", None, "Checkpoint for --task=rollback.")
+
+
+def _two_arenas() -> None:
+    """Keep glibc from giving each of a hundred threads a heap of its own.
+
+    Saves then scatter what they free over all of them, and memory grows for thousands of steps
+    before it stands still, at half as much again.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").mallopt(ctypes.c_int(-8), ctypes.c_int(2))  # M_ARENA_MAX
 
 
 def _hush() -> None:
@@ -133,6 +145,7 @@ def _run() -> None:
 def main(argv: list[str]) -> int:
     """Run one task; return the exit code."""
     logging.set_verbosity(logging.ERROR)
+    _two_arenas()
     _hush()
     if {"--help", "-h", "-help"} & set(argv):
         print((__doc__ or "") + FLAGS.main_module_help())

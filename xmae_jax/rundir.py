@@ -53,7 +53,7 @@ def read_run(workdir: Path) -> Run | None:
     try:
         tree = unseal(path.read_text())
     except ValueError as error:
-        raise RunDirectoryError(f"{path} is damaged: {error}") from None
+        raise RunDirectoryError(f"{path}: {error}") from None
     offsets = tuple((first, offset) for first, offset in tree["offsets"])
     return Run(workdir, tree["id"], tree["sources"], offsets)
 

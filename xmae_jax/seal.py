@@ -22,5 +22,5 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError("not a JSON object")
     if tree.pop("seal", None) != json_digest(tree):
-        raise ValueError("it was changed since it was written")
+        raise ValueError("damaged or edited since it was written")
     return tree

@@ -90,8 +90,12 @@ def train(
         patience=config.guard.watchdog_seconds,
         report=run.workdir / "debug" / "stalled.txt",
     )
-    with _Stop() as stop, clock:
-        _train(config, objective, feed, evaluators, mesh, run, permit, stop, clock)
+    checkpoints = checkpoint.Checkpoints(
+        run.workdir, run=run.id, config=run.digest(to_json(config)), keep=config.checkpoint_keep
+    )
+    # However this ends, a save under way is complete before the directory is given up.
+    with _Stop() as stop, clock, contextlib.closing(checkpoints):
+        _train(config, objective, feed, evaluators, mesh, run, permit, stop, clock, checkpoints)
 
 
 def _train(
@@ -104,6 +108,7 @@ def _train(
     permit: Permit,
     stop: _Stop,
     clock: Clock,
+    checkpoints: checkpoint.Checkpoints,
 ) -> None:
     say = print if jax.process_index() == 0 else lambda *_, **__: None
 
@@ -126,9 +131,6 @@ def _train(
     )
 
     # The state: restored, or made and perhaps filled from another run.
-    checkpoints = checkpoint.Checkpoints(
-        run.workdir, run=run.id, config=run.digest(to_json(config)), keep=config.checkpoint_keep
-    )
     found, unusable = None, []
     clock.alive("restore")
     try:
@@ -235,7 +237,6 @@ def _train(
         raise Preempted(f"stopped at step {done} of {config.total_steps}, and saved")
     final = {"step": done, "sha256": sha256(state)}
     writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
-    checkpoints.close()
     writer.close()
     say(f"done: {run.workdir}")
 
@@ -333,7 +334,8 @@ class _Looker:
         last = done == self.config.total_steps
         for name, evaluator in self.evaluators.items():
             folder = self.workdir / "eval" / name / f"step_{done}"
-            if (last or done % self.config.eval_every == 0) and not folder.is_dir():
+            there = (folder / "metrics.json").is_file()  # it is written last
+            if (last or done % self.config.eval_every == 0) and not there:
                 self._evaluate(name, evaluator, state, done, folder, say)
             path = self.workdir / "pictures" / f"step_{done}" / f"{name}.png"
             if (last or done % self.config.picture_every == 0) and not path.is_file():

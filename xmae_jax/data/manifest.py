@@ -75,7 +75,7 @@ def load_manifest(directory: str | os.PathLike) -> dict[str, Any]:
     try:
         manifest = unseal(text)
     except ValueError as error:
-        raise DataError(f"{path}: damaged or edited: {error}") from None
+        raise DataError(f"{path}: {error}") from None
     return manifest
 
 
