@@ -31,6 +31,16 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", rf"error:::{module}\.")
 
 
+@pytest.fixture(autouse=True)
+def _no_run_is_left():
+    """End what a test started and, by failing, did not wait for."""
+    from tests import runs
+
+    yield
+    while runs.STARTED:
+        runs.STARTED.pop().kill()
+
+
 @pytest.fixture(scope="session")
 def cxr() -> Path:
     """Return the folder of real films that stands beside a developer's checkout."""

@@ -22,12 +22,18 @@ def command(shards, workdir, *overrides):
     ]  # fmt: skip
 
 
+STARTED: list[subprocess.Popen] = []
+"""What a test that fails may leave running; conftest ends it."""
+
+
 def start(argv, *, devices=1, **environment):
     flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
     env = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
-    return subprocess.Popen(
+    process = subprocess.Popen(
         argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    STARTED.append(process)
+    return process
 
 
 def lines(workdir, kind="train"):

@@ -13,6 +13,7 @@ import pytest
 from tests.helpers import small_batch, small_mae
 from tests.test_step import optimizer, train_fn
 from xmae_jax import checkpoint, digest, rng, sharding, step
+from xmae_jax.rundir import Run
 from xmae_jax.writers import Writer
 
 
@@ -26,8 +27,10 @@ def placed(mae, mesh, *, optim=None):
     return like, shardings, jax.jit(init, out_shardings=shardings)
 
 
-def checkpoints(workdir, *, run="a", config="c", keep=2):
-    return checkpoint.Checkpoints(workdir, run=run, config=config, keep=keep)
+def checkpoints(workdir, *, run="a", config="c", configs=(), keep=2):
+    workdir.mkdir(exist_ok=True)
+    record = Run(workdir, run, [], configs=configs)
+    return checkpoint.Checkpoints(workdir, run=record, config=config, keep=keep)
 
 
 def save(saved, step, state):
@@ -90,8 +93,8 @@ def test_a_state_comes_back_on_another_mesh_and_goes_on_as_it_would_have(tmp_pat
     for data, fsdp in ((1, 1), (2, 1)):
         other, _, _ = placed(mae, sharding.make_mesh(data=data, fsdp=fsdp))
         again = checkpoints(tmp_path)
-        step, restored, problems = again.restore(other, any_config=False)
-        assert (step, problems) == (3, [])
+        step, restored, config, damaged, foreign = again.restore(other)
+        assert (step, config, damaged, foreign) == (3, "c", {}, {})
         assert digest.leaf_digests(restored) == digest.leaf_digests(state)
         assert digest.sha256(restored) == digest.sha256(state)
         assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -169,12 +172,14 @@ def damage_and_restore(two_steps, states, folder, kinds):
     for number, kind in enumerate(kinds):
         workdir = copy(two_steps, folder / str(number))
         what = damage(workdir / "checkpoints" / "20", draw, kind)
-        step, state, problems = checkpoints(workdir).restore(like, any_config=False)
+        before = listing(workdir)
+        step, state, _, damaged, foreign = checkpoints(workdir).restore(like)
         assert digest.sha256(state) == want[step], what
-        assert len(problems) == (step == 10), what
+        told = damaged | foreign
+        assert len(told) == (step == 10), what
+        assert all(text.startswith("checkpoint 20 ") for text in told.values()), told
+        assert listing(workdir) == before
         fallbacks += step == 10
-        if step == 10:
-            assert problems[0].startswith("checkpoint 20 "), problems
         shutil.rmtree(workdir)
     return fallbacks
 
@@ -203,13 +208,15 @@ def test_a_flip_in_the_arrays_names_the_leaf(two_steps, states, tmp_path):
         copy(source / "checkpoints" / "20" / name, tmp_path / "mixed" / name)
     shutil.rmtree(workdir / "checkpoints" / "20")
     shutil.copytree(tmp_path / "mixed", workdir / "checkpoints" / "20")
-    step, _, problems = saved.restore(like, any_config=False)
-    assert step == 10
-    assert "extra/" in problems[0] and "does not have the values that were saved" in problems[0]
+    found = saved.restore(like)
+    assert found.step == 10 and not found.foreign
+    assert "extra/" in found.damaged[20]
+    assert "does not have the values that were saved" in found.damaged[20]
     # Set aside, not deleted; and a save of that number goes on at once.
+    saved.set_aside(20)
     assert (workdir / "checkpoints/abandoned/20.2").is_dir()
     save(saved, 20, twenty)
-    assert saved.restore(like, any_config=False)[0] == 20
+    assert saved.restore(like).step == 20
 
 
 def test_what_is_not_of_this_run_is_left_alone(two_steps, states, tmp_path):
@@ -227,12 +234,12 @@ def test_what_is_not_of_this_run_is_left_alone(two_steps, states, tmp_path):
     before = listing(workdir)
 
     saved = checkpoints(workdir)
-    step, state, problems = saved.restore(states[0], any_config=False)
+    step, state, _, damaged, foreign = saved.restore(states[0])
     assert step == 20 and digest.sha256(state) == digest.sha256(states[1][1])
-    told = "\n".join(problems)
+    assert not damaged and set(foreign) == {77, 88, 98, 99}
     for number, why in ((77, "a copy of step 20"), (88, "another run"), (98, "no digest"),
                         (99, "no digest")):  # fmt: skip
-        assert f"checkpoint {number}" in told and why in told
+        assert foreign[number].startswith(f"checkpoint {number} ") and why in foreign[number]
     assert listing(workdir) == before and (folder / "best").is_dir() and (folder / "99").is_dir()
     report = {x["step"]: x["status"] for x in checkpoint.verify(workdir, "a")}
     assert report == {20: "verified", 10: "verified", 77: "foreign", 88: "foreign", 98: "foreign",
@@ -251,16 +258,24 @@ def test_a_run_without_a_usable_step_does_not_start_anew(two_steps, states, tmp_
     for path in workdir.rglob("manifest.ocdbt"):
         path.unlink()
     with pytest.raises(checkpoint.CheckpointError, match="(?s)checkpoint 20 .*checkpoint 10 "):
-        checkpoints(workdir).restore(states[0], any_config=False)
+        checkpoints(workdir).restore(states[0])
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"10", "20"}
-    assert checkpoints(tmp_path / "new").restore(states[0], any_config=False) is None
+    assert checkpoints(tmp_path / "new").restore(states[0]) is None
 
 
-def test_a_step_of_another_config_is_refused_unless_allowed(two_steps, states, tmp_path):
-    saved = checkpoints(copy(two_steps, tmp_path / "run"), config="d")
+def test_a_step_of_a_config_that_the_run_never_had_is_refused(two_steps, states, tmp_path):
+    workdir = copy(two_steps, tmp_path / "run")
     with pytest.raises(ValueError, match="another config"):
-        saved.restore(states[0], any_config=False)
-    assert saved.restore(states[0], any_config=True)[0] == 20
+        checkpoints(workdir, config="d").restore(states[0])
+    found = checkpoints(workdir, config="d", configs=("b", "c", "d")).restore(states[0])
+    assert (found.step, found.config) == (20, "c")
+
+
+def test_steps_newer_than_the_saved_one_do_not_push_it_out(two_steps, states, tmp_path):
+    workdir = copy(two_steps, tmp_path / "run")
+    saved = checkpoints(workdir, keep=1)
+    save(saved, 5, states[1][2])
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"5", "10", "20"}
 
 
 @pytest.mark.parametrize("kind", ["flip", "cut", "delete"])
@@ -279,7 +294,7 @@ def test_an_old_step_stays_until_a_newer_one_reads_back(
     monkeypatch.undo()
     save(saved, 40, newer)
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"40", "abandoned"}
-    assert saved.restore(like, any_config=False)[0] == 40
+    assert saved.restore(like)[0] == 40
 
 
 def test_a_verified_step_is_finite(states, tmp_path):
@@ -296,7 +311,7 @@ def test_what_a_kill_left_is_cleared_away(two_steps, states, tmp_path):
     folder = workdir / "checkpoints"
     for name in ("30.orbax-checkpoint-tmp", "5.removing", "6.removing.mine", "x.removing"):
         copy(folder / "10", folder / name)
-    assert checkpoints(workdir).restore(states[0], any_config=False)[0] == 20
+    assert checkpoints(workdir).restore(states[0])[0] == 20
     assert {p.name for p in folder.iterdir()} == {"10", "20", "6.removing.mine", "x.removing"}
 
 
@@ -339,7 +354,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name(tmp_path):
     save(saved, 1, init(rng.key(0, "init")))
     wider = small_mae(decoder=dataclasses.replace(small_mae().decoder, width=16))
     with pytest.raises(ValueError, match=r"params/decoder/norm/scale is \(8,\) there and \(16,\)"):
-        saved.restore(placed(wider, mesh)[0], any_config=False)
+        saved.restore(placed(wider, mesh)[0])
 
 
 def test_frozen_parameters_can_be_loaded_and_trained(tmp_path):

@@ -1,5 +1,6 @@
 """What docs/reliability.md promises of whole runs: each fault is made to happen, and looked at."""
 
+import contextlib
 import csv
 import json
 import os
@@ -16,8 +17,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.runs import again, assert_same_run, command, finish, key, lines, start
+from xmae_jax.data.plan import Plan
 from xmae_jax.data.records import Records
 from xmae_jax.rundir import read_run
+from xmae_jax.tasks import rollback
 
 THIRTY = "--config.total_steps=30"
 
@@ -69,6 +72,7 @@ def test_no_usable_step_is_no_fresh_start(reference, tmp_path):
     rc, out = finish(again(workdir, "--allow_fresh"))
     assert rc == 0 and "fell back to step 0" in out, out
     assert_same_run(workdir, reference, steps=30, interval=31)
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"20", "30", "abandoned"}
 
 
 def test_a_run_goes_back_and_past_the_batches_that_led_astray(shards, reference, tmp_path):
@@ -84,15 +88,50 @@ def test_a_run_goes_back_and_past_the_batches_that_led_astray(shards, reference,
     assert all(after[step] == before[step] for step in range(1, 21))
     assert not {d for _, d in before.values()} & {after[step][1] for step in range(21, 31)}
     # Passing over ten batches: steps 21 to 30 read what steps 31 to 40 would have read.
-    load = Records(shards, "train")
-    assert (
-        read_run(workdir).offsets == ((20, 10),)
-        and len(load) == read_run(workdir).sources[0]["records"]
-    )
+    assert read_run(workdir).offsets == ((20, 10),)
+    source = read_run(workdir).sources[0]
+    plan = Plan(0, (source["records"],), (8,), (source["digest"],))
+    for step in range(21, 31):
+        assert after[step][1] == plan.batch_digest(step + 10 - 1)
     assert (workdir / "eval/reconstruction/abandoned/step_30").is_dir()
     assert (workdir / "eval/reconstruction/step_30/metrics.json").is_file()
+    # A number that is not the run's is no step of it.
+    (workdir / "checkpoints" / "100000").mkdir()
     rc, out = finish(again(workdir, "--task=rollback", "--step=25"))
-    assert rc == 64 and "20, 30" in out.replace("30, 20", "20, 30"), out
+    assert rc == 64 and out.rstrip().endswith(": 30, 20"), out
+
+
+def test_a_roll_back_that_is_killed_can_be_repeated(reference, tmp_path, monkeypatch, capsys):
+    whole, halved = (copy(reference, tmp_path / name) for name in ("whole", "halved"))
+    rollback.run(whole, 20)
+    for place in ("set_aside_after", "_last_logged"):
+        with monkeypatch.context() as patch:
+            patch.setattr(rollback, place, lambda *a, **k: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                rollback.run(halved, 20)
+    rollback.run(halved, 20)
+    assert "goes on from step 20; the batches of steps 21 to 30" in capsys.readouterr().out
+    assert read_run(halved).offsets == read_run(whole).offsets == ((20, 10),)
+    listings = [sorted(p.name for p in d.rglob("abandoned/*")) for d in (whole, halved)]
+    assert listings[0] == listings[1] and "final.json" in listings[0]
+
+
+def test_after_an_allowed_change_nothing_stale_is_kept(shards, reference, tmp_path):
+    workdir = rewind(reference, tmp_path / "run")
+    old = (workdir / "eval/reconstruction/step_30/metrics.json").read_text()
+    argv = [*command(shards, workdir, THIRTY), "--config.optim.blr=0.01"]
+    killed([*argv, "--allow_config_change"], "read back", tmp_path)
+    # Killed before its next checkpoint was known to be good; no flag is needed any more.
+    (workdir / "checkpoints" / "30" / "digest" / "metadata").unlink()
+    rc, out = finish(argv)
+    assert rc == 0 and "resumed at step 20" in out, out
+    assert (workdir / "eval/reconstruction/step_30/metrics.json").read_text() != old
+    aside = workdir / "eval/reconstruction/abandoned/step_30/metrics.json"
+    assert aside.read_text() == old
+    # Without config.json there is no telling what was changed: that is no permission.
+    (workdir / "config.json").unlink()
+    rc, out = finish([*argv, "--config.seed=5"])
+    assert rc == 64 and "config.json, which is missing or was edited" in out, out
 
 
 KILLER = """
@@ -113,6 +152,9 @@ elif where == "restore":
     c._read = die
 elif where == "read back":
     c.read_back = die
+elif where == "evaluation":
+    import xmae_jax.train
+    xmae_jax.train._Looker._look = die
 elif where == "removal":
     def half(path, *args, **kwargs):
         next(p for p in Path(path).rglob("*") if p.is_file()).unlink()
@@ -174,16 +216,25 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("filler", ["checkpoints", "log"])
 def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
-    shards, reference, small_disk, filler
+    shards, tmp_path, small_disk, filler
 ):  # fmt: skip
-    argv = command(shards, small_disk / "run", THIRTY)
+    # A model of which several checkpoints fit.
+    narrow = [f"--config.objective.{part}.width=24" for part in ("encoder", "decoder")]
+    rc, out = finish(command(shards, tmp_path / "run", THIRTY, *narrow))
+    assert rc == 0, out
+    argv = command(shards, small_disk / "run", THIRTY, *narrow)
     process = start(argv)
     for text in process.stdout:
         if text.startswith("step 15/30"):
             break
-    free = shutil.disk_usage(small_disk).free
-    with (small_disk / "filler").open("wb") as file:
-        file.write(bytes(free - 200_000 if filler == "checkpoints" else free))
+    process.send_signal(signal.SIGSTOP)
+    with (small_disk / "filler").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        if filler == "checkpoints":  # the log still has room, a checkpoint has not
+            file.truncate(file.tell() - 100_000)
+    process.send_signal(signal.SIGCONT)
     out = process.stdout.read()
     assert process.wait() == 74, out
     assert "bytes are free" in out and str(small_disk / "run") in out, out
@@ -193,7 +244,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(
     (small_disk / "filler").unlink()
     rc, out = finish(argv)
     assert rc == 0 and "resumed at step" in out, out
-    assert_same_run(small_disk / "run", reference, steps=30, interval=21)
+    assert_same_run(small_disk / "run", tmp_path / "run", steps=30, interval=21)
 
 
 # Losses.
@@ -222,6 +273,22 @@ def test_a_step_that_is_not_finite_is_put_on_record(shards, reference, tmp_path)
     assert (folder / "thumbnails.png").stat().st_size > 1000
 
 
+def test_what_is_saved_is_on_record_before(shards, tmp_path):
+    poison = ["--config.debug.poison_step=10:nan", "--config.eval_every=10"]
+    killed(command(shards, tmp_path / "run", THIRTY, *poison), "evaluation", tmp_path)
+    (event,) = lines(tmp_path / "run", "event")
+    assert (event["event"], event["step"]) == ("nonfinite", 10)
+    assert {p.name for p in (tmp_path / "run/debug").iterdir()} == {"step_10"}
+
+
+def test_a_run_that_diverges_at_its_end_is_not_done(shards, tmp_path):
+    poison = ["--config.debug.poison_step=3-12:nan", "--config.total_steps=12"]
+    for _ in range(2):
+        rc, out = finish(command(shards, tmp_path, *poison))
+        assert rc == 70 and "up to step 12" in out, out
+    assert not (tmp_path / "final.json").exists()
+
+
 def test_ten_skipped_steps_in_a_row_end_a_run(shards, reference, tmp_path):
     poison = "--config.debug.poison_step=14-90:inf"
     argv = command(shards, tmp_path, THIRTY, poison)
@@ -235,7 +302,7 @@ def test_ten_skipped_steps_in_a_row_end_a_run(shards, reference, tmp_path):
     rc, out = finish(clean)
     assert rc == 64 and "poison_step" in out, out
     rc, out = finish([*again(tmp_path, "--task=rollback"), "--step=10"])
-    assert rc == 0 and "steps 11 to 2" in out, out
+    assert rc == 0 and re.search("steps 11 to 2[34] are passed over", out), out
     rc, out = finish([*clean, "--allow_config_change"])
     assert rc == 0 and "resumed at step 10" in out, out
     assert (tmp_path / "final.json").is_file()
@@ -277,7 +344,8 @@ def test_a_damaged_record_ends_a_run_or_is_left_out(shards, tmp_path):
     assert rc == 65 and where in out and f"record {position}" in out, out
     assert "Traceback" not in out
 
-    skip = ["--config.data.bad_records=skip", "--config.total_steps=12"]
+    # Every film is evaluated too, the damaged one left out there as well.
+    skip = ["--config.data.bad_records=skip", "--config.total_steps=12", "--config.eval_rows=40"]
     rc, out = finish(command(data, tmp_path / "b", *skip))
     assert rc == 65 and "are allowed" in out and "max_bad_share" in out, out
 
@@ -334,10 +402,35 @@ def test_a_second_run_is_refused_and_touches_nothing(shards, reference, tmp_path
 # Hangs and leaks.
 
 
+def test_the_watchdog_ends_what_stands_still(tmp_path):
+    """Even where the disk that it would write to hangs: a pipe that nobody reads."""
+    program = """
+import sys, time
+from pathlib import Path
+from xmae_jax.clock import Clock
+with Clock(batch_size=1, total_steps=1, patience=1.0, report=Path(sys.argv[1])) as clock:
+    for _ in range(4):
+        clock.alive("step")
+        time.sleep(0.5)
+    print("alive", flush=True)
+    with clock.time("data"):
+        time.sleep(60)
+"""
+    os.mkfifo(tmp_path / "pipe")
+    for report in (tmp_path / "debug" / "stalled.txt", tmp_path / "pipe"):
+        out = subprocess.run(
+            [sys.executable, "-c", program, str(report)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert out.returncode == 134 and out.stdout == "alive\n"
+        assert "no sign of life for 1 s, in: data" in out.stderr and "in time" in out.stderr
+    assert "Thread 0x" in (tmp_path / "debug" / "stalled.txt").read_text()
+
+
+@pytest.mark.slow
 def test_a_run_that_stands_still_is_ended(shards, tmp_path):
     """A loader process that is stopped answers no more, and does not die either."""
     argv = command(shards, tmp_path, "--config.total_steps=3000", "--config.data.workers=1")
-    process = start([*argv, "--config.guard.watchdog_seconds=20"])
+    process = start([*argv, "--config.guard.watchdog_seconds=60"])
     text = []
     for line in process.stdout:
         text.append(line)
@@ -347,7 +440,7 @@ def test_a_run_that_stands_still_is_ended(shards, tmp_path):
         os.kill(child, signal.SIGSTOP)
     out = "".join(text) + process.stdout.read()
     assert process.wait() == 134, out
-    assert "no sign of life for 20 s, in: data" in out
+    assert "no sign of life for 60 s, in: data" in out
     assert 'File "' in out and "in _train" in out  # the stacks
     assert "in _train" in (tmp_path / "debug" / "stalled.txt").read_text()
     wait_until_gone(process.pid)
@@ -425,9 +518,11 @@ def test_two_thousand_steps_leak_nothing(shards, tmp_path):
     assert process.wait() == 0, "".join(out)[-3000:]
     assert len(list((tmp_path / "eval/reconstruction").iterdir())) == 20
     for name in ("VmRSS", "Threads", "fds"):
-        early = max(seen[step][name] for step in range(410, 610, 10))
-        late = max(seen[step][name] for step in range(1800, 2000, 10))
-        print(f"{name}: {early} at steps 410 to 600, {late} at steps 1800 to 1990")
+        # Medians, since a save holds a copy of the state for a step or two; and pools of threads
+        # take hundreds of steps to be complete.
+        early = np.median([seen[step][name] for step in range(700, 1000, 10)])
+        late = np.median([seen[step][name] for step in range(1700, 2000, 10)])
+        print(f"{name}: {early:.0f} at steps 700 to 990, {late:.0f} at steps 1700 to 1990")
         assert late <= 1.02 * early, (name, early, late)
 
 

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xmae_jax.digest import flatten, leaf_digests, unflatten
-from xmae_jax.rundir import set_aside
+from xmae_jax.rundir import Run, set_aside
 from xmae_jax.seal import seal, unseal
 from xmae_jax.typing import Params, TrainState
 
@@ -34,6 +34,14 @@ _LEFTOVER = re.compile(rf"\d+(\.orbax-checkpoint-tmp.*|{re.escape(_REMOVING)})")
 
 class CheckpointError(OSError):
     """A save that failed, or no checkpoint that can be used; main exits 74."""
+
+
+class NoneUsable(CheckpointError):
+    """There are steps, and none verifies; `damaged` of them were written by this run."""
+
+    def __init__(self, text: str, damaged: list[int]):
+        super().__init__(text)
+        self.damaged = damaged
 
 
 class Unusable(Exception):
@@ -51,13 +59,25 @@ def step_directories(workdir: str | os.PathLike) -> list[Path]:
     return sorted(named, key=lambda p: -int(p.name))
 
 
+def own_steps(workdir: str | os.PathLike, run: str) -> list[int]:
+    """List the steps that a run wrote, newest first, by their digest items."""
+    own = []
+    for directory in step_directories(workdir):
+        with contextlib.suppress(Unusable):
+            read_digest(directory, run)
+            own.append(int(directory.name))
+    return own
+
+
 def read_digest(directory: Path, run: str | None) -> dict[str, Any]:
     """Read a step's digest item; Unusable if it is damaged, of another step, or of another run."""
     try:
         digest = unseal((directory / "digest" / "metadata").read_bytes())
         step, owner = digest["step"], digest["run"]
     except FileNotFoundError:
-        raise Foreign("holds no digest: empty, damaged, or not written by xmae_jax") from None
+        if all((directory / item).is_dir() for item in ("state", "digest")):
+            raise Unusable("digest/metadata is missing") from None
+        raise Foreign("holds no digest: empty, or not written by xmae_jax") from None
     except (OSError, ValueError, KeyError) as error:
         raise Unusable(f"digest/metadata is damaged ({error})") from None
     if str(step) != directory.name:
@@ -93,7 +113,7 @@ def _read(directory: Path, target: dict[str, Any], restore_args: Any) -> dict[st
 
 
 def read_back(directory: Path, leaves: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Read a step into host memory; Unusable if it is not what was saved."""
+    """Read a step into host memory, whole; Unusable if it is not what was saved."""
     target = {
         name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
         for name, leaf in leaves.items()
@@ -101,7 +121,7 @@ def read_back(directory: Path, leaves: dict[str, Any]) -> dict[str, np.ndarray]:
     args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in target}
     state = _read(directory, target, args)
     with jax.default_device(_host_device()):
-        for name, leaf in state.items():  # one at a time: none of it need fit beside the state
+        for name, leaf in state.items():  # one at a time, should it go to a device after all
             _compare_digests(leaves, leaf_digests({name: leaf}))
     return state
 
@@ -113,18 +133,30 @@ def _host_device() -> Any:
         return None
 
 
+class Restored(NamedTuple):
+    """A step that verified, and what was found on the way to it."""
+
+    step: int
+    state: Any
+    config: str
+    """Digest of the config under which it was saved."""
+    damaged: dict[int, str]
+    """Newer steps that are not what was saved, and why."""
+    foreign: dict[int, str]
+    """Newer directories that are no steps of this run, and why."""
+
+
 class Checkpoints:
     """The checkpoints of one run directory, by the run that owns it."""
 
-    def __init__(self, workdir: str | os.PathLike, *, run: str, config: str, keep: int):
+    def __init__(self, workdir: str | os.PathLike, *, run: Run, config: str, keep: int):
         """Clear away what a killed save or removal left.
 
-        run: identity of the run; config: digest of what it is made of; keep: how many steps stay.
+        config: digest of what the run is made of; keep: how many steps stay.
         """
         self._workdir, self._run, self._config, self._keep = workdir, run, config, keep
         self._folder = Path(workdir).absolute() / "checkpoints"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.iterdir():
+        for path in self._folder.glob("*"):
             if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path)
         handler = ocp.CompositeCheckpointHandler(
@@ -143,7 +175,8 @@ class Checkpoints:
             name: {"shape": list(x.shape), "dtype": x.dtype.name, "digest": digests[name]}
             for name, x in flat.items()
         }
-        digest = seal({"step": step, "run": self._run, "config": self._config, "leaves": leaves})
+        digest = seal({"step": step, "run": self._run.id, "config": self._config, "leaves": leaves})
+        self._folder.mkdir(exist_ok=True)
         if (self._folder / str(step)).exists():
             self.set_aside(step)
         args = ocp.args.Composite(
@@ -165,55 +198,52 @@ class Checkpoints:
             self._saver.wait_until_finished()
             _sync(self._folder / str(step))
         try:
-            digest = read_digest(self._folder / str(step), self._run)
+            digest = read_digest(self._folder / str(step), self._run.id)
             read_back(self._folder / str(step), digest["leaves"])
         except Unusable as error:
             self.set_aside(step)
             self.newest = None
             return f"checkpoint {step} {error}; set aside, older ones are kept"
-        for old in list(self._own())[self._keep :]:
+        own = own_steps(self._workdir, self._run.id)
+        for old in [old for old in own if old <= step][self._keep :]:
             self._remove(old)
         return None
 
-    def restore(self, like: Any, *, any_config: bool) -> tuple[int, Any, list[str]] | None:
-        """Return (step, state, what is wrong with newer steps) of the newest step that verifies.
+    def restore(self, like: Any) -> Restored | None:
+        """Read the newest step that verifies; None if there is no step at all. Changes nothing.
 
-        `like` gives structure, shapes and shardings. Newer steps of this run are set aside. None
-        if there is no step at all. Raises CheckpointError if none can be used, and ValueError if
-        the newest is of another config, naming every leaf that is not there or has another shape.
+        `like` gives structure, shapes and shardings. Raises NoneUsable if no step can be used, and
+        ValueError if the newest is of a config that this run never had, or names every leaf
+        that is not there or has another shape.
         """
-        wanted, problems = flatten(like), []
+        wanted = flatten(like)
+        damaged: dict[int, str] = {}
+        foreign: dict[int, str] = {}
         for directory in step_directories(self._workdir):
+            step = int(directory.name)
             try:
-                digest = read_digest(directory, self._run)
+                digest = read_digest(directory, self._run.id)
                 shapes = {name: tuple(leaf["shape"]) for name, leaf in digest["leaves"].items()}
-                _compare_shapes(shapes, wanted, f"checkpoint {directory.name}")
-                if self._config != digest["config"] and not any_config:
+                _compare_shapes(shapes, wanted, f"checkpoint {step}")
+                if digest["config"] not in (self._config, *self._run.configs):
                     raise ValueError(
-                        f"checkpoint {directory.name} was saved under another config or other data;"
-                        " go on with --allow_config_change, or choose another --workdir"
+                        f"checkpoint {step} was saved under another config or with other data than"
+                        f" config.json and run.json of {self._workdir} say"
                     )
                 args = ocp.checkpoint_utils.construct_restore_args(wanted)
                 state = _read(directory, wanted, args)
                 _compare_digests(digest["leaves"], leaf_digests(state))
             except Unusable as error:
-                problems.append(f"checkpoint {directory.name} {error}")
+                kind = foreign if isinstance(error, Foreign) else damaged
+                kind[step] = f"checkpoint {step} {error}"
             else:
-                self.newest = int(directory.name)
-                self.set_aside_after(self.newest)
-                return self.newest, unflatten(state, like), problems
-        if problems:
-            raise CheckpointError(
-                f"{self._folder}: no checkpoint can be used:\n  " + "\n  ".join(problems)
-            )
+                self.newest = step
+                state = unflatten(state, like)
+                return Restored(step, state, digest["config"], damaged, foreign)
+        if damaged or foreign:
+            told = "\n  ".join((*damaged.values(), *foreign.values()))
+            raise NoneUsable(f"{self._folder}: no checkpoint can be used:\n  {told}", [*damaged])
         return None
-
-    def set_aside_after(self, step: int) -> list[int]:
-        """Move this run's steps newer than `step` into `abandoned/`; return them."""
-        newer = [old for old in self._own() if old > step]
-        for old in newer:
-            self.set_aside(old)
-        return newer
 
     def set_aside(self, step: int) -> None:
         """Move a step directory into `abandoned/`, whoever wrote it."""
@@ -222,15 +252,6 @@ class Checkpoints:
     def close(self) -> None:
         """Finish and release."""
         self._saver.close()
-
-    def _own(self) -> Iterator[int]:
-        """Yield the steps that this run wrote, newest first, by their digest items."""
-        for directory in step_directories(self._workdir):
-            try:
-                read_digest(directory, self._run)
-            except Unusable:
-                continue
-            yield int(directory.name)
 
     def _remove(self, step: int) -> None:
         """Remove a step so that a kill in the middle leaves nothing that looks like one."""
@@ -253,11 +274,16 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _sync(directory: Path) -> None:
-    """Flush a step and its name to the disk; Orbax does so for array data only."""
+    """Flush a step and its name to the disk; Orbax does so for array data only.
+
+    What was cached is dropped, so that reading it back asks the disk.
+    """
     for path in (*directory.rglob("*"), directory, directory.parent):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
 
@@ -321,6 +347,9 @@ def verify(workdir: str | os.PathLike, run: str | None) -> list[dict[str, Any]]:
                 if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
                     raise Unusable(f"{name} holds a number that is not finite")
         except Unusable as error:
+            if not directory.exists():  # a run at work has removed it meanwhile
+                report.pop()
+                continue
             status = "foreign" if isinstance(error, Foreign) else "damaged"
             line |= {"status": status, "problem": str(error)}
     return report

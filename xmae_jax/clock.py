@@ -92,14 +92,19 @@ class Clock:
                 self._leave()
 
     def _leave(self) -> None:
-        line = f"error: no sign of life for {self._patience:g} s, in: {self._doing}"
-        print(f"{line}; the stack of every thread:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(all_threads=True)
-        with contextlib.suppress(OSError):  # the disk may be what hangs
-            self._report.parent.mkdir(exist_ok=True)
-            with self._report.open("w") as file:
-                print(line, file=file, flush=True)
-                faulthandler.dump_traceback(file, all_threads=True)
+        # In a thread of its own: what hangs may be the disk or the pipe that is written to.
+        teller = threading.Thread(target=self._tell, daemon=True)
+        teller.start()
+        teller.join(10)
         for child in multiprocessing.active_children():  # one that is stopped ends no other way
             child.kill()
         os._exit(HUNG)
+
+    def _tell(self) -> None:
+        line = f"error: no sign of life for {self._patience:g} s, in: {self._doing}"
+        print(f"{line}; the stack of every thread:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        self._report.parent.mkdir(exist_ok=True)
+        with self._report.open("w") as file:
+            print(line, file=file, flush=True)
+            faulthandler.dump_traceback(file, all_threads=True)

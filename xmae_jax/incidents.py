@@ -69,44 +69,48 @@ class Incidents:
     def _skipped(self, done: int, host: dict[str, np.ndarray], log: dict[str, Any]) -> None:
         log = jax.device_get(log)
         cause = _cause(log)
-        names = self._record_ids(host)
+        names = self._record_ids(host, 8)
         folder = self.workdir / "debug" / f"step_{done}"
         event = {
             "event": "spike" if cause.startswith("spike") else "nonfinite",
             "cause": cause,
             "training_loss": float(log["training_loss"]),
             "l2_grads": float(log["l2_grads"]),
-            "records": names[:8],
+            "records": names,
             "skipped": int(log["skipped"]),
         }
-        self.say(f"step {done} skipped: {cause}; records {', '.join(names[:8])}"
-                 + ", ..." * (len(names) > 8))  # fmt: skip
+        more = ", ..." * (len(host["id"]) > len(names))
+        self.say(f"step {done} skipped: {cause}; records {', '.join(names)}{more}")
         if not folder.exists() and len(list(folder.parent.glob("step_*"))) < _KEPT:
-            self._keep(folder, host, names, f"step {done:,}: {cause}")
+            self._keep(folder, host, f"step {done:,}: {cause}")
             event["debug"] = str(folder.relative_to(self.workdir))
         self.writer.write("event", done, event)
 
-    def _keep(
-        self, folder: Path, host: dict[str, np.ndarray], names: list[str], title: str
-    ) -> None:
+    def _keep(self, folder: Path, host: dict[str, np.ndarray], title: str) -> None:
         """Write the batch as the step saw it, whose rows they are, and how they look."""
+        partial = folder.with_name(f"partial_{folder.name}")
+        names = self._record_ids(host, len(host["id"]))
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
         rows.writerow(("row", "id", "source", "index", "where"))
         for row, (source, index) in enumerate(host["id"].tolist()):
             where = self.load.sources[source].where(index)
             rows.writerow((row, names[row], source, index, where))
-        writers.write_atomic(folder / "rows.csv", table.getvalue())
-        np.savez(folder / "batch.npz", **host)  # pyright: ignore[reportArgumentType]
+        writers.write_atomic(partial / "rows.csv", table.getvalue())
+        np.savez(partial / "batch.npz", **host)  # pyright: ignore[reportArgumentType]
         if "image" in host:
             writers.contact_sheet(
-                folder / "thumbnails.png", host["image"][:64], names=names[:64], title=title
+                partial / "thumbnails.png", host["image"][:64], names=names[:64], title=title
             )
+        partial.rename(folder)
 
-    def _record_ids(self, host: dict[str, np.ndarray]) -> list[str]:
+    def _record_ids(self, host: dict[str, np.ndarray], count: int) -> list[str]:
         names = []
-        for (source, index), real in zip(host["id"].tolist(), host["mask"], strict=True):
-            names.append(self.load.sources[source][index]["id"] if real else "damaged")
+        for source, index in host["id"][:count].tolist():
+            try:
+                names.append(self.load.sources[source][index]["id"])
+            except DataError:  # left out by `data.bad_records=skip`
+                names.append("damaged")
         return names
 
     def _bad_rows(self, done: int, host: dict[str, np.ndarray], so_far: int) -> None:

@@ -240,11 +240,18 @@ def acquire(place: Path | ts.KvStore, *, beat: float = BEAT_S, watch: float = WA
     if isinstance(place, Path):
         place = place.absolute()
         made = None if place.exists() else place
+    gone = 0
     while True:
-        # A run that releases may remove the file or the directory at any moment: begin anew.
-        with ExitStack() as undo, suppress(FileNotFoundError):
-            cell = _open(place)
-            undo.callback(cell.close)
-            if _take(cell, run, watch=watch):
-                undo.pop_all()
-                return RunLock(cell, run, beat=beat, made=made)
+        with ExitStack() as undo:
+            try:
+                cell = _open(place)
+                undo.callback(cell.close)
+                if _take(cell, run, watch=watch):
+                    undo.pop_all()
+                    return RunLock(cell, run, beat=beat, made=made)
+            except FileNotFoundError:
+                # A run that releases may remove the file or the directory at any moment: begin
+                # anew. That it does so ten times is not credible.
+                gone += 1
+                if gone == 10:
+                    raise

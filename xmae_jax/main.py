@@ -156,8 +156,9 @@ def main(argv: list[str]) -> int:
     except tuple(EXIT_CODES) as error:
         text = str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(FLAGS.workdir or ".").free
-            text += f" ({free:,} bytes are free in {FLAGS.workdir or '.'})"
+            place = Path(error.filename or FLAGS.workdir or "runs").absolute()
+            there = next(path for path in (place, *place.parents) if path.exists())
+            text += f" ({shutil.disk_usage(there).free:,} bytes are free there)"
         print(text if isinstance(error, Preempted) else f"error: {text}", file=sys.stderr)
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     return 0

@@ -29,6 +29,8 @@ class Run:
     """Number of records and digest of each source."""
     offsets: tuple[tuple[int, int], ...] = ()
     """Roll-backs: (first step, batches passed over from there on)."""
+    configs: tuple[str, ...] = ()
+    """Digests of the configs and data that the run has had; its checkpoints have one of them."""
 
     def digest(self, config: str) -> str:
         """Return the digest of a config (as JSON) and the data, to which checkpoints belong."""
@@ -36,8 +38,9 @@ class Run:
 
     def write(self) -> None:
         """Write `run.json`."""
-        tree = seal({"id": self.id, "sources": self.sources, "offsets": self.offsets})
-        write_atomic(self.workdir / "run.json", json.dumps(tree, indent=1) + "\n")
+        tree = dataclasses.asdict(self)
+        del tree["workdir"]
+        write_atomic(self.workdir / "run.json", json.dumps(seal(tree), indent=1) + "\n")
 
 
 def new_id() -> str:
@@ -55,7 +58,7 @@ def read_run(workdir: Path) -> Run | None:
     except ValueError as error:
         raise RunDirectoryError(f"{path}: {error}") from None
     offsets = tuple((first, offset) for first, offset in tree["offsets"])
-    return Run(workdir, tree["id"], tree["sources"], offsets)
+    return Run(workdir, tree["id"], tree["sources"], offsets, tuple(tree["configs"]))
 
 
 def set_aside(path: Path) -> Path:
@@ -67,3 +70,13 @@ def set_aside(path: Path) -> Path:
         count += 1
         target = target.with_name(f"{path.name}.{count}")
     return path.rename(target)
+
+
+def set_aside_after(workdir: Path, step: int) -> None:
+    """Set aside what a run drew and measured after a step that it will now reach another way."""
+    made = (*workdir.glob("eval/*/step_*"), *workdir.glob("pictures/step_*"))
+    for path in (*made, *workdir.glob("debug/step_*")):
+        if int(path.name.removeprefix("step_")) > step:
+            set_aside(path)
+    if (workdir / "final.json").is_file():
+        set_aside(workdir / "final.json")

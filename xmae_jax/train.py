@@ -29,7 +29,7 @@ from xmae_jax.incidents import Incidents
 from xmae_jax.lock import RunLock
 from xmae_jax.metrics import values
 from xmae_jax.optim import Optimizer, merge, split
-from xmae_jax.rundir import Run
+from xmae_jax.rundir import Run, set_aside_after
 from xmae_jax.typing import Objective, TrainState
 
 
@@ -64,8 +64,8 @@ class Feed:
 class Permit:
     """What the command line allows, and who owns the run directory."""
 
-    config_change: bool
     fresh: bool
+    """Start anew where there are checkpoints and none can be used."""
     lock: RunLock
 
 
@@ -91,7 +91,7 @@ def train(
         report=run.workdir / "debug" / "stalled.txt",
     )
     checkpoints = checkpoint.Checkpoints(
-        run.workdir, run=run.id, config=run.digest(to_json(config)), keep=config.checkpoint_keep
+        run.workdir, run=run, config=run.digest(to_json(config)), keep=config.checkpoint_keep
     )
     # However this ends, a save under way is complete before the directory is given up.
     with _Stop() as stop, clock, contextlib.closing(checkpoints):
@@ -131,35 +131,46 @@ def _train(
     )
 
     # The state: restored, or made and perhaps filled from another run.
-    found, unusable = None, []
     clock.alive("restore")
+    found, problems, abandoned = None, [], []
     try:
-        like = _placed(shapes, shardings)
-        found = checkpoints.restore(like, any_config=permit.config_change)
-    except checkpoint.CheckpointError as error:
+        found = checkpoints.restore(_placed(shapes, shardings))
+    except checkpoint.NoneUsable as error:
         if not permit.fresh:
             raise checkpoint.CheckpointError(
-                f"{error}\nNothing was changed. --allow_fresh starts anew beside them."
+                f"{error}\nNothing was changed. --allow_fresh starts anew and sets them aside."
             ) from None
-        unusable = [str(error)]
+        problems, abandoned = [str(error)], error.damaged
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    this_config = run.digest(to_json(config))
     if found is not None:
-        first, state, unusable = found
+        first, state = found.step, found.state
+        problems, abandoned = [*found.damaged.values()], [*found.damaged]
         if first > config.total_steps:
             raise ConfigError(
                 f"total_steps is {config.total_steps}, and {run.workdir} is at step {first}"
             )
+        if found.config != this_config:  # what was a spike before need not be one now
+            calm = {name: state.guard[name] * 0 for name in ("taken", "in_a_row")}
+            state = dataclasses.replace(state, guard=state.guard | calm)
     else:
         first, state = 0, jax.jit(init, out_shardings=shardings)(rng.key(config.seed, "init"))
         if config.init_from is not None:
             state = _initialise(state, config, objective, shardings)
-    run.write()
+    if this_config not in run.configs:
+        dataclasses.replace(run, configs=(*run.configs, this_config)).write()
     writers.write_atomic(run.workdir / "config.json", to_json(config))
     writer = writers.Writer(run.workdir, active=jax.process_index() == 0)
-    if unusable:
-        writer.write("event", first, {"event": "fallback", "problems": unusable})
-        say("\n".join(unusable) + f"\nfell back to step {first}")
+    if problems:
+        writer.write("event", first, {"event": "fallback", "problems": problems})
+        say("\n".join(problems) + f"\nfell back to step {first}")
+    for left in (found.foreign if found else {}).values():
+        say(f"{left}; left alone")
+    for step in abandoned:
+        checkpoints.set_aside(step)
+    if found is None or found.config != this_config:
+        set_aside_after(run.workdir, first)
     if first:
         writer.write("event", first, {"event": "resume"})
         say(f"resumed at step {first}")
@@ -180,7 +191,7 @@ def _train(
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
-    looker = _Looker(config, objective, feed, evaluators, mesh, run.workdir, writer, clock)
+    looker = _Looker(config, objective, feed, evaluators, mesh, run.workdir, writer, clock, stop)
     incidents = Incidents(
         run.workdir, feed.train, writer, config.data.max_bad_share, sum(feed.plan.sizes), say
     )
@@ -193,9 +204,9 @@ def _train(
         workers=config.data.workers,
         threads=config.data.threads,
     )
-    clock.start(first)
-    if first and not stop.asked:
+    if first:
         looker.look(state, first, say)  # what a stop may have kept from being done
+    clock.start(first)
     with contextlib.closing(batches):
         for done in range(first + 1, config.total_steps + 1):
             if stop.asked:
@@ -217,11 +228,12 @@ def _train(
 
             if done % config.checkpoint_every == 0 or last:
                 permit.lock.check()
+                # A step that ends the run is not saved, and what is saved is on record.
+                incidents.look()
                 with clock.time("ckpt"):
                     checkpoints.save(done, state)
-            if not stop.asked:
-                with clock.time("paused"):
-                    looker.look(state, done, say)
+            with clock.time("paused"):
+                looker.look(state, done, say)
         incidents.look()
 
     # The end: what the next run, or a reader, can compare.
@@ -304,6 +316,7 @@ class _Looker:
     workdir: Path
     writer: writers.Writer
     clock: Clock
+    stop: _Stop
 
     def __post_init__(self) -> None:
         key = rng.key(self.config.seed, "eval")
@@ -327,10 +340,17 @@ class _Looker:
             threads=self.config.data.threads,
         ):
             self.clock.alive("evaluation")
+            if self.stop.asked:
+                raise _Asked
             yield row
 
     def look(self, state: TrainState, done: int, say: Any) -> None:
-        """Evaluate and draw what is due at this step and not there yet."""
+        """Evaluate and draw what is due at this step and not there yet, unless asked to stop."""
+        if not self.stop.asked:
+            with contextlib.suppress(_Asked):
+                self._look(state, done, say)
+
+    def _look(self, state: TrainState, done: int, say: Any) -> None:
         last = done == self.config.total_steps
         for name, evaluator in self.evaluators.items():
             folder = self.workdir / "eval" / name / f"step_{done}"
@@ -355,6 +375,10 @@ class _Looker:
         writers.write_atomic(folder / "predictions.csv", predictions)
         writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         say(evaluator.table(metrics))
+
+
+class _Asked(Exception):
+    """A stop was asked for in the middle of an evaluation, which the next start makes up for."""
 
 
 class _Stop:

@@ -20,10 +20,13 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it is there whole or not at all, even after a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 
@@ -54,8 +57,11 @@ class Writer:
         line = {"step": step, "kind": kind, **values}
         # JSON has no NaN; `loss_hex` still says it.
         line = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in line.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
         scalars = [
             Summary.Value(tag=f"{kind}/{name}", simple_value=value)
             for name, value in values.items()

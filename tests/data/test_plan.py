@@ -1,5 +1,7 @@
 """The order of data: permutations, golden ids, mixtures, and the same for every host count."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,11 @@ def test_digest_names_order_and_data():
     assert PLAN.batch_digest(3) == again.batch_digest(3) != PLAN.batch_digest(4)
     other = Plan(seed=0, sizes=(10, 7), counts=(4, 2), digests=("a", "c"))
     assert other.batch_digest(3) != PLAN.batch_digest(3)
+
+
+def test_a_roll_back_passes_over_batches():
+    plain = Plan(3, (50,), (4,), ("a",))
+    back = dataclasses.replace(plain, offsets=((20, 10), (30, 25)))
+    for step, wanted in ((0, 0), (19, 19), (20, 30), (29, 39), (30, 55), (99, 124)):
+        np.testing.assert_array_equal(back.ids(step), plain.ids(wanted))
+        assert back.batch_digest(step) == plain.batch_digest(wanted)

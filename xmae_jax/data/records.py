@@ -265,6 +265,8 @@ class Records:
         shard, position = self._locate(index)
         try:
             return dict(decode(self._reader(shard).read([position])[0]))
+        except (MemoryError, OSError):  # not the record's fault
+            raise
         except Exception as error:  # the reader and the parser raise several kinds
             raise self.damage(index, error) from error
 

@@ -48,5 +48,8 @@ def poisoned(objective: Objective, spec: str) -> Objective:
     match = re.fullmatch(rf"(\d+)(?:-(\d+))?:({'|'.join(KINDS)})", spec)
     if match is None:
         raise ValueError(f"{spec!r} is not N:kind or N-M:kind with a kind of {', '.join(KINDS)}")
-    first, last, kind = match.groups()
-    return cast(Objective, Poisoned(objective, int(first), int(last or first), KINDS[kind]))
+    kind = match[3]
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not 1 <= first <= last:
+        raise ValueError(f"{spec!r}: the first step is 1, and M is not before N")
+    return cast(Objective, Poisoned(objective, first, last, KINDS[kind]))

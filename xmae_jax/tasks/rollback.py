@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 from xmae_jax import checkpoint, lock
 from xmae_jax.config import ConfigError
-from xmae_jax.rundir import read_run, set_aside
+from xmae_jax.rundir import read_run, set_aside, set_aside_after
 from xmae_jax.writers import Writer
 
 
@@ -22,27 +21,26 @@ def run(workdir: Path, step: int | None) -> None:
 
     Raises ConfigError if the run has no such step, and CheckpointError if it does not verify.
     """
-    record = read_run(workdir)
-    if record is None:
+    if not (workdir / "run.json").is_file():
         raise ConfigError(f"{workdir} is no run: run.json is not there")
-    there = {int(path.name): path for path in checkpoint.step_directories(workdir)}
-    if step not in there:
-        listed = ", ".join(map(str, there)) or "none"
-        raise ConfigError(f"--step={step}: checkpoints of {workdir}: {listed}")
     with lock.acquire(workdir):
+        record = read_run(workdir)
+        assert record is not None
+        there = checkpoint.own_steps(workdir, record.id)
+        if step not in there:
+            listed = ", ".join(map(str, there)) or "none"
+            raise ConfigError(f"--step={step}: checkpoints of {workdir}: {listed}")
+        folder = workdir / "checkpoints"
         try:
-            leaves = checkpoint.read_digest(there[step], record.id)["leaves"]
-            checkpoint.read_back(there[step], leaves)
+            leaves = checkpoint.read_digest(folder / str(step), record.id)["leaves"]
+            checkpoint.read_back(folder / str(step), leaves)
         except checkpoint.Unusable as error:
-            raise checkpoint.CheckpointError(f"{there[step]} {error}") from None
+            raise checkpoint.CheckpointError(f"{folder / str(step)} {error}") from None
         reached = max(*there, _last_logged(workdir))
+        # In this order: were it killed half-way, the same command would do the rest.
         for newer in (n for n in there if n > step):
-            set_aside(there[newer])
-        for path in (*workdir.glob("eval/*/step_*"), *workdir.glob("pictures/step_*")):
-            if int(re.sub(r"\D", "", path.name)) > step:
-                set_aside(path)
-        if (workdir / "final.json").is_file():
-            set_aside(workdir / "final.json")
+            set_aside(folder / str(newer))
+        set_aside_after(workdir, step)
         passed = max((offset for _, offset in record.offsets), default=0) + reached - step
         offsets = (*(o for o in record.offsets if o[0] < step), (step, passed))
         dataclasses.replace(record, offsets=offsets).write()

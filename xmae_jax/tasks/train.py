@@ -14,6 +14,7 @@ import jax
 
 from xmae_jax import config as config_lib
 from xmae_jax import lock, sharding, train
+from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.plan import Plan, mixture_counts
@@ -38,30 +39,39 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     if not config.data.paths:
         raise ConfigError(NO_DATA)
     objective = _objective(config)
-    if config.init_from is not None and not (Path(config.init_from) / "checkpoints").is_dir():
+    begun = bool(step_directories(workdir))
+    if config.init_from is not None and not begun and not step_directories(config.init_from):
         raise ConfigError(f"config.init_from: {config.init_from} has no checkpoints")
     _check_place(workdir)
     with lock.acquire(workdir) as held:
-        permit = train.Permit(config_change=allow_config_change, fresh=allow_fresh, lock=held)
-        _run(config, objective, workdir, permit)
+        permit = train.Permit(fresh=allow_fresh, lock=held)
+        _run(config, objective, workdir, permit, allow_config_change=allow_config_change)
 
 
-def _run(config: Config, objective: Any, workdir: Path, permit: train.Permit) -> None:
+def _run(
+    config: Config,
+    objective: Any,
+    workdir: Path,
+    permit: train.Permit,
+    *,
+    allow_config_change: bool,
+) -> None:
     """Open data and devices, and enter the loop."""
-    record = read_run(workdir)
-    _refuse_changes(_config_changes(config, workdir), workdir, permit)
+    _refuse_changes(_config_changes(config, workdir), workdir, allow=allow_config_change)
     sources = _open(config, "split")
     held_out = _open(config, "eval_split") if config.data.eval_split else []
     listed = [{"records": len(s), "digest": s.digest} for s in sources]
-    if record is None:
-        record = Run(workdir, new_id(), listed)
+    record = read_run(workdir) or Run(workdir, new_id(), listed)
     changes = [
         f"data.sources[{i}]: {old} in the run directory, {new} now"
         for i, (old, new) in enumerate(zip_longest(record.sources, listed))
         if old != new
     ]
-    _refuse_changes(changes, workdir, permit)
+    _refuse_changes(changes, workdir, allow=allow_config_change)
     record = dataclasses.replace(record, sources=listed)
+    if record.configs and record.digest(config_lib.to_json(config)) not in record.configs:
+        changes = changes or ["config.json, which is missing or was edited"]
+        _refuse_changes(changes, workdir, allow=allow_config_change)
     plan = _plan(config, sources, record.offsets)
     if jax.process_count() > 1:
         raise ConfigError("one process for now: evaluation and stopping know no other hosts")
@@ -81,7 +91,7 @@ def _run(config: Config, objective: Any, workdir: Path, permit: train.Permit) ->
         rows = min(config.rows_at_once, config.eval_rows)
         rows += -rows % mesh.size
         ids = EveryRow(tuple(len(r) for r in records), rows, config.eval_rows)
-        return LoadStep(ids, records, view(None), config.seed, slice(None), skip=False)
+        return LoadStep(ids, records, view(None), config.seed, slice(None), skip=skip)
 
     feed = train.Feed(
         plan=plan,
@@ -161,10 +171,10 @@ def _config_changes(config: Config, workdir: Path) -> list[str]:
         raise ConfigError(f"{saved} is not JSON: {error}") from None
 
 
-def _refuse_changes(changes: list[str], workdir: Path, permit: train.Permit) -> None:
+def _refuse_changes(changes: list[str], workdir: Path, *, allow: bool) -> None:
     """Stop where config or data are not those with which the run began."""
     listed = "\n  ".join(changes)
-    if changes and not permit.config_change:
+    if changes and not allow:
         raise ConfigError(
             f"{workdir} was begun with another config or other data:\n  {listed}\n"
             "Go on with --allow_config_change, or choose another --workdir."
