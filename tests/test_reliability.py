@@ -154,7 +154,7 @@ elif where == "read back":
     c.read_back = die
 elif where == "evaluation":
     import xmae_jax.train
-    xmae_jax.train._Looker._look = die
+    xmae_jax.train._Looker._evaluate = die
 elif where == "removal":
     def half(path, *args, **kwargs):
         next(p for p in Path(path).rglob("*") if p.is_file()).unlink()
@@ -422,7 +422,7 @@ with Clock(batch_size=1, total_steps=1, patience=1.0, report=Path(sys.argv[1])) 
             [sys.executable, "-c", program, str(report)], cwd=ROOT, capture_output=True, text=True
         )
         assert out.returncode == 134 and out.stdout == "alive\n"
-        assert "no sign of life for 1 s, in: data" in out.stderr and "in time" in out.stderr
+        assert "no sign of life for 1 s, in: data" in out.stderr and "line 11" in out.stderr
     assert "Thread 0x" in (tmp_path / "debug" / "stalled.txt").read_text()
 
 

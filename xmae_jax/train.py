@@ -72,6 +72,7 @@ class Permit:
 def train(
     config: Config,
     objective: Objective,
+    *,
     feed: Feed,
     evaluators: Mapping[str, Evaluator],
     mesh: jax.sharding.Mesh,
@@ -95,12 +96,14 @@ def train(
     )
     # However this ends, a save under way is complete before the directory is given up.
     with _Stop() as stop, clock, contextlib.closing(checkpoints):
-        _train(config, objective, feed, evaluators, mesh, run, permit, stop, clock, checkpoints)
+        _train(config, objective, feed=feed, evaluators=evaluators, mesh=mesh, run=run,
+               permit=permit, stop=stop, clock=clock, checkpoints=checkpoints)  # fmt: skip
 
 
 def _train(
     config: Config,
     objective: Objective,
+    *,
     feed: Feed,
     evaluators: Mapping[str, Evaluator],
     mesh: jax.sharding.Mesh,

@@ -109,7 +109,9 @@ def _run(
         if source.size < config.image_size:
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
                   f" {config.image_size}")  # fmt: skip
-    train.train(config, objective, feed, evaluators, mesh, record, permit)
+    train.train(
+        config, objective, feed=feed, evaluators=evaluators, mesh=mesh, run=record, permit=permit
+    )
 
 
 def _objective(config: Config) -> Any:
