@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
             # and MaxText: 6); None never does. Seconds without a sign of life that end a run:
             # longer than any compilation.
             guard=dict(spike_sigma=optional(6.0), watchdog_seconds=1800.0),
-            # "7:nan", "7-16:inf" or "7:spike": what the loss becomes at step 7; to try the guards.
+            # "7:nan", "7-16:inf" or "200:spike": what the loss becomes there; to try the guards.
             debug=dict(poison_step=optional()),
             mesh=dict(data=-1, fsdp=1),
             optim=dict(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xmae_jax.data.manifest import file_digest
 from xmae_jax.data.records import FINDINGS, DataError, Report
 
 SKIPPED = frozenset({"labels.csv", "reports.csv", "phantoms.json", "rejected.csv", "manifest.json"})
@@ -214,8 +215,7 @@ def sha256_of(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "not a regular file"
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError as error:
         return type(error).__name__
 

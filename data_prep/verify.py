@@ -36,7 +36,9 @@ def verify(directory: Path) -> dict[str, Any]:
     wrong = compare(directory, manifest)
     problems: list[Problem] = [(name, None, why) for name, why in wrong.items()]
     for name, digest in manifest["metadata"].items():
-        if sha256_of(directory / name) != digest:
+        if not (directory / name).is_file():
+            problems.append((name, None, "is missing"))
+        elif sha256_of(directory / name) != digest:
             problems.append((name, None, "its sha256 is not the manifest's"))
 
     def check(entry: dict[str, Any]) -> tuple[list[Problem], dict[int, str]]:

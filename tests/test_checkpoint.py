@@ -177,7 +177,7 @@ def damage_and_restore(two_steps, states, folder, kinds):
         assert digest.sha256(state) == want[step], what
         told = damaged | foreign
         assert len(told) == (step == 10), what
-        assert all(text.startswith("checkpoint 20 ") for text in told.values()), told
+        assert all(text.startswith("checkpoint 20: ") for text in told.values()), told
         assert listing(workdir) == before
         fallbacks += step == 10
         shutil.rmtree(workdir)
@@ -237,9 +237,9 @@ def test_what_is_not_of_this_run_is_left_alone(two_steps, states, tmp_path):
     step, state, _, damaged, foreign = saved.restore(states[0])
     assert step == 20 and digest.sha256(state) == digest.sha256(states[1][1])
     assert not damaged and set(foreign) == {77, 88, 98, 99}
-    for number, why in ((77, "a copy of step 20"), (88, "another run"), (98, "no digest"),
+    for number, why in ((77, "holds step 20 under another"), (88, "another run"), (98, "no digest"),
                         (99, "no digest")):  # fmt: skip
-        assert foreign[number].startswith(f"checkpoint {number} ") and why in foreign[number]
+        assert foreign[number].startswith(f"checkpoint {number}: ") and why in foreign[number]
     assert listing(workdir) == before and (folder / "best").is_dir() and (folder / "99").is_dir()
     report = {x["step"]: x["status"] for x in checkpoint.verify(workdir, "a")}
     assert report == {20: "verified", 10: "verified", 77: "foreign", 88: "foreign", 98: "foreign",
@@ -257,7 +257,7 @@ def test_a_run_without_a_usable_step_does_not_start_anew(two_steps, states, tmp_
     workdir = copy(two_steps, tmp_path / "run")
     for path in workdir.rglob("manifest.ocdbt"):
         path.unlink()
-    with pytest.raises(checkpoint.CheckpointError, match="(?s)checkpoint 20 .*checkpoint 10 "):
+    with pytest.raises(checkpoint.CheckpointError, match="(?s)checkpoint 20: .*checkpoint 10: "):
         checkpoints(workdir).restore(states[0])
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"10", "20"}
     assert checkpoints(tmp_path / "new").restore(states[0]) is None
@@ -343,7 +343,7 @@ def test_parameters_move_along_a_chain_of_resolutions(tmp_path):
         checkpoint.load_params(tmp_path / "nowhere", like.params, shardings=shardings.params)
     hurt(tmp_path / "checkpoints/5", "flip")
     like, shardings, _ = placed(larger, mesh)
-    with pytest.raises(checkpoint.CheckpointError, match=r"checkpoints/5 .*(values|read)"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"checkpoints/5: .*(values|read)"):
         checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
 
 

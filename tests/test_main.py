@@ -130,7 +130,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(shards, tmp_path):
     ("argv", "words"),
     [
         (["--task=verify"], "needs --workdir"),
-        (["--task=verify", "--workdir=/nowhere"], "needs --workdir"),
+        (["--task=verify", "--workdir=/nowhere"], "--workdir=/nowhere: not there"),
         (["--task=rollback", "--workdir=."], "is no run"),
     ],
 )

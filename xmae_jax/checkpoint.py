@@ -54,7 +54,7 @@ class Foreign(Unusable):
 
 def step_directories(workdir: str | os.PathLike) -> list[Path]:
     """List what is named like a step, newest first."""
-    folder = Path(workdir) / "checkpoints"
+    folder = Path(workdir).absolute() / "checkpoints"  # Orbax wants it so
     named = [p for p in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", p.name) and p.is_dir()]
     return sorted(named, key=lambda p: -int(p.name))
 
@@ -81,7 +81,7 @@ def read_digest(directory: Path, run: str | None) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise Unusable(f"digest/metadata is damaged ({error})") from None
     if str(step) != directory.name:
-        raise Foreign(f"is a copy of step {step}")
+        raise Foreign(f"holds step {step} under another number")
     if run is not None and owner != run:
         raise Foreign("belongs to another run")
     return digest
@@ -203,7 +203,7 @@ class Checkpoints:
         except Unusable as error:
             self.set_aside(step)
             self.newest = None
-            return f"checkpoint {step} {error}; set aside, older ones are kept"
+            return f"checkpoint {step}: {error}; set aside, older ones are kept"
         own = own_steps(self._workdir, self._run.id)
         for old in [old for old in own if old <= step][self._keep :]:
             self._remove(old)
@@ -235,7 +235,7 @@ class Checkpoints:
                 _compare_digests(digest["leaves"], leaf_digests(state))
             except Unusable as error:
                 kind = foreign if isinstance(error, Foreign) else damaged
-                kind[step] = f"checkpoint {step} {error}"
+                kind[step] = f"checkpoint {step}: {error}"
             else:
                 self.newest = step
                 state = unflatten(state, like)
@@ -267,9 +267,12 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # Orbax and TensorStore raise many kinds
         free = shutil.disk_usage(path.parent).free
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).split())
+        full = "RESOURCE_EXHAUSTED" in text or "No space left" in text
         raise CheckpointError(
-            f"{path} could not be saved, {free:,} bytes are free there: {text}"
+            f"{path} could not be saved: {'the disk is full' if full else text[:300]};"
+            f" {free:,} bytes are free there. Older checkpoints are kept: the same command goes on"
+            " from them once there is room."
         ) from error
 
 
@@ -327,7 +330,7 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
         restored = _read(steps[0], target, args)
         _compare_digests(leaves, leaf_digests(restored))
     except Unusable as error:
-        raise CheckpointError(f"{steps[0]} {error}") from None
+        raise CheckpointError(f"{steps[0]}: {error}") from None
     return unflatten({name: restored[saved[name]] for name in wanted}, params)
 
 

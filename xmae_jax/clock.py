@@ -108,3 +108,4 @@ class Clock:
         with self._report.open("w") as file:
             print(line, file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
+        print(f"{line}; stacks also in {self._report}", file=sys.stderr, flush=True)

@@ -38,6 +38,7 @@ class Incidents:
     epoch: int
     """Records of all sources."""
     say: Any
+    _told: set[str] = dataclasses.field(default_factory=set)
     _last: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
 
     def after(self, done: int, host: dict[str, np.ndarray], log: dict[str, Any]) -> None:
@@ -60,8 +61,9 @@ class Incidents:
         if in_a_row >= IN_A_ROW:
             raise Diverged(
                 f"{in_a_row} steps in a row were skipped, up to step {done}; see {self.workdir}/"
-                "debug. Checkpoints are sound: `--task=rollback --step=N` goes back to one, past"
-                " these batches; or change the rate and --allow_config_change"
+                "debug. Checkpoints are sound: go back to one, past these batches, by\n  python -m"
+                f" xmae_jax.main --task=rollback --workdir={self.workdir} --step=N\nor change the"
+                " config and go on with --allow_config_change"
             )
         if not host["mask"].all():
             self._bad_rows(done, host, int(log["bad_rows"]))
@@ -80,7 +82,7 @@ class Incidents:
             "skipped": int(log["skipped"]),
         }
         more = ", ..." * (len(host["id"]) > len(names))
-        self.say(f"step {done} skipped: {cause}; records {', '.join(names)}{more}")
+        self.say(f"step {done} skipped: {cause}; see {folder}; records {', '.join(names)}{more}")
         if not folder.exists() and len(list(folder.parent.glob("step_*"))) < _KEPT:
             self._keep(folder, host, f"step {done:,}: {cause}")
             event["debug"] = str(folder.relative_to(self.workdir))
@@ -120,7 +122,9 @@ class Incidents:
             if not real
         ]
         self.writer.write("event", done, {"event": "bad_record", "where": where, "rows": so_far})
-        self.say(f"step {done}: left out, damaged: {'; '.join(where)}")
+        if news := sorted({*where} - self._told):
+            self.say(f"step {done}: left out, from now on in silence: {'; '.join(news)}")
+            self._told |= {*news}
         allowed = self.max_bad_share * max(done * len(host["mask"]), self.epoch)
         if so_far > allowed:
             raise DataError(

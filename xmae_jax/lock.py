@@ -16,6 +16,7 @@ import fcntl
 import itertools
 import os
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -24,7 +25,6 @@ from pathlib import Path
 
 import pydantic
 import tensorstore as ts
-from absl import logging
 
 BEAT_S = 10.0
 WATCH_S = 30.0
@@ -227,7 +227,8 @@ class RunLock:
                 return
             self._cell.write(run.model_dump_json().encode() if run else None)
         except Exception as error:  # a store out of reach raises many types; the next beat retries
-            logging.error("%s: the lock was not renewed: %s", self._cell.where, error)
+            told = f"{self._cell.where}: the lock was not renewed: {error}"
+            print(told, file=sys.stderr, flush=True)
 
 
 def acquire(place: Path | ts.KvStore, *, beat: float = BEAT_S, watch: float = WATCH_S) -> RunLock:

@@ -34,6 +34,9 @@ EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError:
 # devices on two cores wait for each other for ever.
 if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     os.environ.setdefault("PJRT_NPROC", "64")
+# Grain frees the shared memory of its processes in a thread, which the end of a run may overtake;
+# Python's tracker then frees it, and would say so.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum(
@@ -107,7 +110,10 @@ def _parse(argv: list[str]) -> None:
     try:
         rest = FLAGS(argv)
     except flags.Error as error:
-        raise ConfigError(str(error)) from None
+        text = str(error)
+        if "Traceback" in text:  # of a config file; its last line says what is wrong
+            text = f"--config: {text.strip().splitlines()[-1]}"
+        raise ConfigError(text) from None
     except Exception as error:  # a config file is code: anything may come out of it
         raise _config_trouble(error) from None
     if rest[1:]:
@@ -129,22 +135,25 @@ def _run() -> None:
         config = config_lib.resolve(given)
         train.run(
             config,
-            Path(FLAGS.workdir or Path("runs") / config.name),
+            Path(FLAGS.workdir or Path("runs") / config.name).absolute(),
             allow_config_change=FLAGS.allow_config_change,
             allow_fresh=FLAGS.allow_fresh,
         )
         return
-    if not FLAGS.workdir or not Path(FLAGS.workdir).is_dir():
+    if not FLAGS.workdir:
         raise ConfigError(f"--task={FLAGS.task} needs --workdir of a run")
+    workdir = Path(FLAGS.workdir).absolute()
+    if not workdir.is_dir():
+        raise ConfigError(f"--workdir={workdir}: not there")
     if FLAGS.task == "verify":
-        verify.run(Path(FLAGS.workdir))
+        verify.run(workdir)
     else:
-        rollback.run(Path(FLAGS.workdir), FLAGS.step)
+        rollback.run(workdir, FLAGS.step)
 
 
 def main(argv: list[str]) -> int:
     """Run one task; return the exit code."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # what Orbax logs is also raised, and told once
     _two_arenas()
     _hush()
     if {"--help", "-h", "-help"} & set(argv):
@@ -159,6 +168,11 @@ def main(argv: list[str]) -> int:
             place = Path(error.filename or FLAGS.workdir or "runs").absolute()
             there = next(path for path in (place, *place.parents) if path.exists())
             text += f" ({shutil.disk_usage(there).free:,} bytes are free there)"
+        if isinstance(error, DataError):
+            text += (
+                "\n`python -m data_prep.verify --data SHARDS` reads every byte;"
+                " --config.data.bad_records=skip leaves damaged records out"
+            )
         print(text if isinstance(error, Preempted) else f"error: {text}", file=sys.stderr)
         return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
     return 0

@@ -61,6 +61,20 @@ def read_run(workdir: Path) -> Run | None:
     return Run(workdir, tree["id"], tree["sources"], offsets, tuple(tree["configs"]))
 
 
+def last_logged(workdir: Path) -> int:
+    """Return the last step that the log knows of since the last roll-back, 0 for none."""
+    last = 0
+    log = workdir / "metrics.jsonl"
+    for text in log.read_text().splitlines() if log.is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:  # the half line of a killed run
+            continue
+        restart = line.get("event") in ("rollback", "fallback")
+        last = line["step"] if restart else max(last, line["step"])
+    return last
+
+
 def set_aside(path: Path) -> Path:
     """Move a file or directory into `abandoned/` beside it, under a name that is free."""
     target = path.parent / "abandoned" / path.name

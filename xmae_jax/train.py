@@ -29,7 +29,7 @@ from xmae_jax.incidents import Incidents
 from xmae_jax.lock import RunLock
 from xmae_jax.metrics import values
 from xmae_jax.optim import Optimizer, merge, split
-from xmae_jax.rundir import Run, set_aside_after
+from xmae_jax.rundir import Run, last_logged, set_aside_after
 from xmae_jax.typing import Objective, TrainState
 
 
@@ -146,6 +146,11 @@ def _train(
         problems, abandoned = [str(error)], error.damaged
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    reached = last_logged(run.workdir)
+    if found is None and not problems and reached > config.checkpoint_every + 1:
+        problems = [f"{run.workdir} has no checkpoint, and its log knows step {reached}"]
+        if not permit.fresh:
+            raise checkpoint.CheckpointError(f"{problems[0]}; --allow_fresh starts anew")
     this_config = run.digest(to_json(config))
     if found is not None:
         first, state = found.step, found.state
@@ -172,6 +177,7 @@ def _train(
         say(f"{left}; left alone")
     for step in abandoned:
         checkpoints.set_aside(step)
+        say(f"checkpoint {step} lies in {run.workdir}/checkpoints/abandoned")
     if found is None or found.config != this_config:
         set_aside_after(run.workdir, first)
     if first:
@@ -249,7 +255,9 @@ def _train(
         raise checkpoint.CheckpointError(f"{run.workdir}: the last checkpoint does not read back")
     if stop.asked:
         writer.write("event", done, {"event": "preempted"})
-        raise Preempted(f"stopped at step {done} of {config.total_steps}, and saved")
+        raise Preempted(
+            f"stopped at step {done} of {config.total_steps}, and saved; the same command goes on"
+        )
     final = {"step": done, "sha256": sha256(state)}
     writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
     writer.close()
@@ -391,6 +399,8 @@ class _Stop:
         self.asked = False
 
         def ask(signum: int, frame: Any) -> None:
+            if not self.asked:
+                print("stopping after this step", flush=True)
             self.asked = True
 
         self._before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}

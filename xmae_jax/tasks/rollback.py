@@ -7,12 +7,11 @@ with other batches. What came after is set aside, not deleted, and the next star
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from xmae_jax import checkpoint, lock
 from xmae_jax.config import ConfigError
-from xmae_jax.rundir import read_run, set_aside, set_aside_after
+from xmae_jax.rundir import last_logged, read_run, set_aside, set_aside_after
 from xmae_jax.writers import Writer
 
 
@@ -28,15 +27,16 @@ def run(workdir: Path, step: int | None) -> None:
         assert record is not None
         there = checkpoint.own_steps(workdir, record.id)
         if step not in there:
+            which = "--step is not given" if step is None else f"there is no checkpoint {step}"
             listed = ", ".join(map(str, there)) or "none"
-            raise ConfigError(f"--step={step}: checkpoints of {workdir}: {listed}")
+            raise ConfigError(f"{which}; those of {workdir}: {listed}")
         folder = workdir / "checkpoints"
         try:
             leaves = checkpoint.read_digest(folder / str(step), record.id)["leaves"]
             checkpoint.read_back(folder / str(step), leaves)
         except checkpoint.Unusable as error:
-            raise checkpoint.CheckpointError(f"{folder / str(step)} {error}") from None
-        reached = max(*there, _last_logged(workdir))
+            raise checkpoint.CheckpointError(f"{folder / str(step)}: {error}") from None
+        reached = max(*there, last_logged(workdir))
         # In this order: were it killed half-way, the same command would do the rest.
         for newer in (n for n in there if n > step):
             set_aside(folder / str(newer))
@@ -52,16 +52,3 @@ def run(workdir: Path, step: int | None) -> None:
         f"{workdir} goes on from step {step}; the batches of steps {step + 1} to {reached} are"
         " passed over, and what came of them lies in abandoned/"
     )
-
-
-def _last_logged(workdir: Path) -> int:
-    """Return the last step that the log knows of since the last roll-back."""
-    last = 0
-    log = workdir / "metrics.jsonl"
-    for text in log.read_text().splitlines() if log.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:  # the half line of a killed run
-            continue
-        last = line["step"] if line.get("event") == "rollback" else max(last, line["step"])
-    return last

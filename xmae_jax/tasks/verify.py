@@ -17,6 +17,10 @@ def run(workdir: Path) -> None:
     record = read_run(workdir)
     steps = checkpoint.verify(workdir, record.id if record else None)
     print(json.dumps({"workdir": str(workdir), "steps": steps}, indent=1))
+    if record is None:
+        raise checkpoint.CheckpointError(
+            f"{workdir}/run.json is missing, without which a run takes no step for its own"
+        )
     damaged = [str(line["step"]) for line in steps if line["status"] == "damaged"]
     if damaged:
         raise checkpoint.CheckpointError(f"{workdir}: damaged: step {', '.join(damaged)}")
