@@ -259,11 +259,17 @@ def test_an_owner_learns_that_its_lock_was_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_out_of_reach_is_tried_again(place, monkeypatch, caplog):
+def test_a_store_out_of_reach_is_tried_again(place, monkeypatch, capsys):
+    told = []
     with place.acquire(beat=0.05) as owner:
         with monkeypatch.context() as broken:
             broken.setattr(type(owner._cell), "read", lambda _: 1 / 0)
-            wait_for(lambda: "the lock was not renewed" in caplog.text)
+            wait_for(
+                lambda: (
+                    told.append(capsys.readouterr().err)
+                    or "the lock was not renewed" in "".join(told)
+                )
+            )
         counter = json.loads(place.get())["counter"]
         wait_for(lambda: json.loads(place.get())["counter"] > counter)
         owner.check()

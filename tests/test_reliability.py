@@ -104,7 +104,7 @@ def test_a_run_goes_back_and_past_the_batches_that_led_astray(shards, reference,
 def test_a_roll_back_that_is_killed_can_be_repeated(reference, tmp_path, monkeypatch, capsys):
     whole, halved = (copy(reference, tmp_path / name) for name in ("whole", "halved"))
     rollback.run(whole, 20)
-    for place in ("set_aside_after", "_last_logged"):
+    for place in ("set_aside_after", "last_logged"):
         with monkeypatch.context() as patch:
             patch.setattr(rollback, place, lambda *a, **k: 1 / 0)
             with pytest.raises(ZeroDivisionError):
@@ -522,10 +522,13 @@ def test_two_thousand_steps_leak_nothing(shards, tmp_path):
         if text.startswith("step "):
             step = int(text.split()[1].partition("/")[0])
             status = Path(f"/proc/{process.pid}/status").read_text()
-            number = {
-                name: int(status.partition(f"{name}:")[2].split()[0])
-                for name in ("VmRSS", "Threads")
-            }
+            number = {"VmRSS": int(status.partition("VmRSS:")[2].split()[0])}
+            names = []
+            for path in Path(f"/proc/{process.pid}/task").glob("*/comm"):
+                with contextlib.suppress(OSError):  # a thread that has just ended
+                    names.append(path.read_text())
+            # TensorStore's pool grows with the load of the machine, up to a limit of its own.
+            number["threads"] = sum("ts_pool" not in name for name in names)
             number["fds"] = len(os.listdir(f"/proc/{process.pid}/fd"))
             seen[step] = number
 
@@ -535,9 +538,8 @@ def test_two_thousand_steps_leak_nothing(shards, tmp_path):
         note(text)
     assert process.wait() == 0, "".join(out)[-3000:]
     assert len(list((tmp_path / "eval/reconstruction").iterdir())) == 20
-    for name in ("VmRSS", "Threads", "fds"):
-        # Medians, since a save holds a copy of the state for a step or two; and pools of threads
-        # take hundreds of steps to be complete.
+    for name in ("VmRSS", "threads", "fds"):
+        # Medians, since a save holds a copy of the state for a step or two.
         early = np.median([seen[step][name] for step in range(700, 1000, 10)])
         late = np.median([seen[step][name] for step in range(1700, 2000, 10)])
         print(f"{name}: {early:.0f} at steps 700 to 990, {late:.0f} at steps 1700 to 1990")

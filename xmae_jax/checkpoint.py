@@ -11,6 +11,7 @@ renamed, never overwritten; what this run did not write is left alone.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -204,6 +205,7 @@ class Checkpoints:
             self.set_aside(step)
             self.newest = None
             return f"checkpoint {step}: {error}; set aside, older ones are kept"
+        _give_back_memory()
         own = own_steps(self._workdir, self._run.id)
         for old in [old for old in own if old <= step][self._keep :]:
             self._remove(old)
@@ -258,6 +260,12 @@ class Checkpoints:
         going = self._folder / f"{step}{_REMOVING}"
         (self._folder / str(step)).rename(going)
         shutil.rmtree(going)
+
+
+def _give_back_memory() -> None:
+    """Return what the copies of the state took; glibc would keep it, scattered, and grow."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager
