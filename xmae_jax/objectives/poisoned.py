@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,10 @@ class Poisoned:
     last: int
     factor: float
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.objective, name)
+    def __post_init__(self) -> None:
+        # Copied, not looked up by __getattr__: an isinstance check of a protocol does not see that.
+        for name in ("view", "grid", "init", "start", "prepare", "after_update", "predict_fns"):
+            object.__setattr__(self, name, getattr(self.objective, name))
 
     def loss(
         self,
