@@ -35,6 +35,11 @@ def encoder(variant: str, *, patch_size: int, stem: str = "linear", base_grid: i
     )
 
 
+def decoder(width: int, depth: int, heads: int):
+    """Set a decoder's keys: self-attention over all patches, every hidden one predicted."""
+    return dict(kind="self", predict_share=1.0, width=width, depth=depth, heads=heads)
+
+
 def get_config() -> ConfigDict:
     """List every key that all runs have; the recipe is that of He et al. (arXiv 2111.06377)."""
     return ConfigDict(
@@ -48,6 +53,8 @@ def get_config() -> ConfigDict:
             eval_rows=256,
             picture_every=5_000,
             compute_dtype="bfloat16",
+            attention="auto",
+            remat="none",
             init_from=optional(),
             data=dict(
                 path=optional(),
@@ -69,7 +76,8 @@ def get_config() -> ConfigDict:
             guard=dict(spike_sigma=optional(6.0), watchdog_seconds=1800.0),
             # "7:nan", "7-16:inf" or "200:spike": what the loss becomes there; to try the guards.
             debug=dict(poison_step=optional()),
-            mesh=dict(data=-1, fsdp=1),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            plan=dict(topology=optional(), search=False, price=optional()),
             optim=dict(
                 blr=1.5e-4,
                 min_lr=0.0,

@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.image_size = 1280
     c.batch_size, c.total_steps, c.warmup_steps = 16, 6_250_000, 0
     c.objective.encoder = common.encoder("L", patch_size=64, stem="conv", base_grid=20)
-    c.objective.decoder = dict(width=512, depth=8, heads=16)
+    c.objective.decoder = common.decoder(512, 8, 16)
     c.objective.mask.kind, c.objective.mask.keep = "rectangle", 46
     c.objective.norm_pix_loss = False
     # 2.5e-4 whatever the batch.

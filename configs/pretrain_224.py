@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.batch_size, c.total_steps, c.warmup_steps = 4096, 200_000, 10_000
     c.objective.encoder = common.encoder("L", patch_size=16)
     # Eight blocks of width 512 (He et al., table 1); heads of 128 fill a TPU's matrix unit.
-    c.objective.decoder = dict(width=512, depth=8, heads=4)
+    c.objective.decoder = common.decoder(512, 8, 4)
     # 22 of 196 patches: the share that the ratios 0.95 and 0.85 leave of the released grid (46 of
     # 400). Xiao et al. (WACV 2023, lambert-x/medical_mae) find 90 % hidden best for chest films,
     # and crops of 0.5 to 1.

@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.objective.encoder = dict(
         width=192, depth=4, heads=3, patch_size=16, stem="linear", base_grid=8
     )
-    c.objective.decoder = dict(width=128, depth=2, heads=4)
+    c.objective.decoder = common.decoder(128, 2, 4)
     c.objective.mask.update(keep=16, ratio_inside=0.8, ratio_outside=0.7)
     # Pixels, so that errors can be compared with predictors that have no model.
     c.objective.norm_pix_loss = False

@@ -13,8 +13,10 @@ def small_mae(**changes) -> Mae:
     fields = dict(
         image_size=32,
         compute_dtype="float32",
+        attention="plain",
+        remat="none",
         encoder=EncoderConfig(width=16, depth=2, heads=2, patch_size=4, stem="linear", base_grid=8),
-        decoder=DecoderConfig(width=8, depth=2, heads=2),
+        decoder=DecoderConfig(kind="self", predict_share=1.0, width=8, depth=2, heads=2),
         mask=MaskConfig(kind="contour", keep=12, ratio_inside=0.9, ratio_outside=0.7),
         norm_pix_loss=False,
         norm_pix_floor=0.0,

@@ -1,21 +1,217 @@
-"""Scaled dot-product attention; the one place where its backend is chosen."""
+"""Scaled dot-product attention; the one place where its backend is chosen.
+
+Vaswani et al., Attention Is All You Need (arXiv 1706.03762), section 3.2.1. All backends compute
+the same: softmax and its sums in float32, every query to every key. "chunked" and the kernels of
+"cudnn" and "splash" never hold all scores at once (Dao et al., FlashAttention, arXiv 2205.14135).
+"""
 
 from __future__ import annotations
 
+import math
+from functools import partial
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 from jaxtyping import Array, Float
+
+from xmae_jax import sharding
+
+Backend = Literal["auto", "plain", "chunked", "cudnn", "splash"]
+
+SHORT = 1024
+"""Up to so many queries and keys the scores are small, and plain attention is the fastest."""
+SAVED = "attention"
+"""Name under which a recomputation policy can keep what attention gave."""
+_BLOCK_Q, _BLOCK_K = 256, 1024
 
 
 def attend(
     q: Float[Array, "b n heads hd"],
     k: Float[Array, "b m heads hd"],
     v: Float[Array, "b m heads hd"],
+    *,
+    backend: Backend,
 ) -> Float[Array, "b n heads hd"]:
-    """Attend from every query to every key; softmax and its sums in float32.
+    """Attend from every query to every key.
 
-    Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
+    backend: "plain" keeps all scores; "chunked" works anywhere in linear memory; "cudnn" is
+    NVIDIA's kernel, for bfloat16; "splash" is Pallas' for TPU. "auto" takes the platform's for
+    long sequences and plain for short ones.
     """
+    if backend == "auto":
+        backend = choose(max(q.shape[1], k.shape[1]), q.dtype)
+    with jax.named_scope("attention"):
+        if backend == "splash":
+            rows = ("rows", None, "heads", None)
+            out = sharding.per_device(_splash, (rows, rows, rows), rows)(q, k, v)
+        elif backend == "cudnn":
+            out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        else:
+            out = (_plain if backend == "plain" else _chunked)(q, k, v)
+        return checkpoint_name(out, SAVED)
+
+
+def choose(length: int, dtype: jnp.dtype) -> Backend:
+    """Return the backend for the platform that is compiled for."""
+    if length <= SHORT:
+        return "plain"
+    platform = sharding.platform()
+    if platform == "tpu":
+        return "splash"
+    # cuDNN has no kernel for float32.
+    return "cudnn" if platform in ("gpu", "cuda") and dtype != jnp.float32 else "chunked"
+
+
+def _plain(q: Array, k: Array, v: Array) -> Array:
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def _pad(x: Array, multiple: int) -> Array:
+    """Fill axis 1 with zeros up to a multiple."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
+
+
+def _splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
+    """Run the kernel on one device's rows and heads; lengths are padded to a multiple of 128."""
+    n, m, heads = q.shape[1], k.shape[1], q.shape[2]
+    q, k, v = (_pad(x, splash.NUM_LANES).swapaxes(1, 2) for x in (q, k, v))  # b heads n hd
+    padded_n, padded_m = q.shape[2], k.shape[2]
+    block_q, block_k = _largest_block(padded_n, 1024), _largest_block(padded_m, 1024)
+    kernel = splash.make_splash_mha_single_device(
+        mask=splash_attention_mask.MultiHeadMask(
+            [splash_attention_mask.FullMask((padded_n, padded_m))] * heads
+        ),
+        block_sizes=splash.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_q_dq=block_q,
+            block_kv_dq=block_k,
+        ),
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
+    # Padding is a segment of its own: nothing real attends to it.
+    segments = splash.SegmentIds(
+        (jnp.arange(padded_n) >= n).astype(jnp.int32), (jnp.arange(padded_m) >= m).astype(jnp.int32)
+    )
+    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q * q.shape[-1] ** -0.5, k, v, segments)
+    return out.swapaxes(1, 2)[:, :n]
+
+
+def _largest_block(length: int, limit: int) -> int:
+    """Return the largest multiple of 128 up to `limit` that divides `length`."""
+    lanes = length // splash.NUM_LANES
+    most = limit // splash.NUM_LANES
+    return max(i for i in range(1, most + 1) if lanes % i == 0) * splash.NUM_LANES
+
+
+@jax.custom_vjp
+def _chunked(q: Array, k: Array, v: Array) -> Array:
+    """Go over blocks of queries and keys with an online softmax."""
+    return _chunked_forward(q, k, v)[0]
+
+
+def _blocks(x: Array, block: int) -> Array:
+    """Cut axis 1 into blocks, padded: [blocks b heads block hd]."""
+    x = _pad(x, block)
+    b, n, heads, hd = x.shape
+    return x.reshape(b, n // block, block, heads, hd).transpose(1, 0, 3, 2, 4)
+
+
+def _unblock(x: Array, n: int) -> Array:
+    blocks, b, heads, block, hd = x.shape
+    return x.transpose(1, 0, 3, 2, 4).reshape(b, blocks * block, heads, hd)[:, :n]
+
+
+def _scores(q: Array, k: Array, first: Array, m: int) -> Array:
+    """Score a block of queries and a block of keys that starts at key `first` of m."""
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    real = first + jnp.arange(k.shape[2]) < m
+    return jnp.where(real[None, None, None], scores, -jnp.inf)
+
+
+def _chunked_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    n, m = q.shape[1], k.shape[1]
+    block_q, block_k = min(_BLOCK_Q, n), min(_BLOCK_K, m)
+    keys, values = _blocks(k, block_k), _blocks(v, block_k)
+    firsts = jnp.arange(len(keys)) * block_k
+
+    def one_query_block(queries: Array) -> tuple[Array, Array]:
+        def one_key_block(carry, x):
+            acc, top, total = carry
+            keys, values, first = x
+            scores = _scores(queries, keys, first, m)
+            new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
+            weights = jnp.exp(scores - new_top)
+            shrink = jnp.exp(top - new_top)
+            seen = jnp.einsum(
+                "bhqk,bhkd->bhqd", weights.astype(values.dtype), values,
+                preferred_element_type=jnp.float32,
+            )  # fmt: skip
+            total = total * shrink + weights.sum(axis=-1, keepdims=True)
+            return (acc * shrink + seen, new_top, total), None
+
+        shape = queries.shape[:3]
+        start = (
+            jnp.zeros(queries.shape, jnp.float32),
+            jnp.full((*shape, 1), -jnp.inf),
+            jnp.zeros((*shape, 1)),
+        )
+        (acc, top, total), _ = jax.lax.scan(one_key_block, start, (keys, values, firsts))
+        return (acc / total).astype(q.dtype), top + jnp.log(total)
+
+    out, log_total = jax.lax.map(one_query_block, _blocks(q, block_q))
+    out = _unblock(out, n)
+    return out, (q, k, v, checkpoint_name(out, SAVED), checkpoint_name(log_total, SAVED))
+
+
+def _chunked_backward(
+    residuals: tuple[Array, ...], d_out: Array
+) -> tuple[Array, Array, Array]:
+    q, k, v, out, log_total = residuals
+    n, m = q.shape[1], k.shape[1]
+    block_q, block_k = min(_BLOCK_Q, n), min(_BLOCK_K, m)
+    queries, d_outs = _blocks(q, block_q), _blocks(d_out, block_q)
+    # The softmax's gradient needs each query's sum of d_out * out only.
+    inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
+    inner = _blocks(inner, block_q)
+    scale = q.shape[-1] ** -0.5
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def one_key_block(d_queries, x):
+        keys, values, first = x
+
+        def one_query_block(carry, x):
+            d_keys, d_values = carry
+            queries, d_out, inner, log_total = x
+            weights = jnp.exp(_scores(queries, keys, first, m) - log_total)
+            d_weights = product("bhqd,bhkd->bhqk", d_out, values)
+            d_scores = (weights * (d_weights - inner) * scale).astype(q.dtype)
+            d_values += product("bhqk,bhqd->bhkd", weights.astype(d_out.dtype), d_out)
+            d_keys += product("bhqk,bhqd->bhkd", d_scores, queries)
+            return (d_keys, d_values), product("bhqk,bhkd->bhqd", d_scores, keys)
+
+        zeros = jnp.zeros(keys.shape, jnp.float32)
+        (d_keys, d_values), more = jax.lax.scan(
+            one_query_block, (zeros, zeros), (queries, d_outs, inner, log_total)
+        )
+        return d_queries + more, (d_keys.astype(k.dtype), d_values.astype(v.dtype))
+
+    keys, values = _blocks(k, block_k), _blocks(v, block_k)
+    firsts = jnp.arange(len(keys)) * block_k
+    d_queries, (d_keys, d_values) = jax.lax.scan(
+        one_key_block, jnp.zeros(queries.shape, jnp.float32), (keys, values, firsts)
+    )
+    return _unblock(d_queries, n).astype(q.dtype), _unblock(d_keys, m), _unblock(d_values, m)
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -68,14 +68,31 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; data = -1 takes what fsdp leaves."""
+    """Devices along each axis; one may be -1, it takes what the others leave."""
 
     data: int
+    """Parts of a batch whose devices hold all parameters together."""
     fsdp: int
+    """Parts of a batch, and of every parameter."""
+    tensor: int
+    """Parts of heads and hidden units; these devices share their rows."""
 
     def __post_init__(self) -> None:
-        if self.fsdp < 1 or (self.data < 1 and self.data != -1):
-            raise ValueError(f"a mesh of {self.data} x {self.fsdp} devices cannot be")
+        sizes = (self.data, self.fsdp, self.tensor)
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError(f"a mesh of {' x '.join(map(str, sizes))} devices cannot be")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """What --task=plan is asked; training does not read it."""
+
+    topology: str | None
+    """Chips, such as "v5e:16x16" or "h100:8"; None plans for the devices that are here."""
+    search: bool
+    """Look for the largest batch a chip, and the cheapest recomputation, that fit."""
+    price: float | None
+    """Of a chip-hour, in any currency."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +137,14 @@ class Config:
     picture_every: int
     image_size: int
     compute_dtype: str
+    attention: str
+    remat: str
     init_from: str | None
     data: DataConfig
     guard: GuardConfig
     debug: DebugConfig
     mesh: MeshConfig
+    plan: PlanConfig
     optim: OptimConfig
     objective: dict[str, Any]
 
@@ -140,8 +160,8 @@ class Config:
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size"
                 f" {self.micro_batch_size}"
             )
-        # As many devices as there are take what is left at data = -1; tasks see to that.
-        devices = max(self.mesh.data, 1) * self.mesh.fsdp
+        # An axis of -1 takes what devices are left; tasks see to that.
+        devices = max(self.mesh.data, 1) * max(self.mesh.fsdp, 1)
         if self.rows_at_once % devices:
             raise ValueError(
                 f"{self.rows_at_once} rows at once do not split over mesh.data {self.mesh.data} x"
@@ -217,7 +237,8 @@ def objective_of(config: Config, objectives: dict[str, type]) -> Any:
         raise ConfigError(
             f"config.objective.name is {name!r}; known: {', '.join(sorted(objectives))}"
         )
-    shared = {"image_size": config.image_size, "compute_dtype": config.compute_dtype}
+    names = ("image_size", "compute_dtype", "attention", "remat")
+    shared = {name: getattr(config, name) for name in names}
     return build(objectives[name], {**shared, **given}, where="config.objective")
 
 

@@ -1,12 +1,14 @@
 """The mesh, and where every array lies on it; nothing else in the project names a mesh axis.
 
-One device is a mesh of one. Rows of a batch are split over both axes; parameters, and with them
-their moments and averages, are split over `fsdp` along one axis each.
+One device is a mesh of one. Rows of a batch are split over `data` and `fsdp`; parameters, and with
+them their moments and averages, over `fsdp` (Rajbhandari et al., ZeRO, arXiv 1910.02054, stage 3)
+and `tensor` (Shoeybi et al., Megatron-LM, arXiv 1909.08053, section 3): heads and hidden units.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,36 +18,68 @@ from jax.sharding import PartitionSpec as P
 
 from xmae_jax.typing import leaf_path
 
+AXES = ("data", "fsdp", "tensor")
 RULES = (
-    (r".*/blocks/.*/kernel", P(None, "fsdp")),
-    (r".*/kernel", P("fsdp")),
-    (r".*", P()),
+    (r".*/blocks/attention/qkv/kernel", P(None, "fsdp", None, "tensor")),
+    (r".*/blocks/attention/qkv/bias", P(None, None, "tensor")),
+    (r".*/blocks/attention/q/kernel", P(None, "fsdp", "tensor")),
+    (r".*/blocks/attention/q/bias", P(None, "tensor")),
+    (r".*/blocks/attention/kv/kernel", P(None, "fsdp", None, "tensor")),
+    (r".*/blocks/attention/kv/bias", P(None, None, "tensor")),
+    (r".*/blocks/attention/out/kernel", P(None, "tensor", "fsdp")),
+    (r".*/blocks/mlp/up/kernel", P(None, "fsdp", "tensor")),
+    (r".*/blocks/mlp/up/bias", P(None, "tensor")),
+    (r".*/blocks/mlp/down/kernel", P(None, "tensor", "fsdp")),
+    (r".*/blocks/(attention/out|mlp/down|norm\w*)/(bias|scale)", P()),
+    (r".*/(embed|patch_embed(/\w+)?|pixels)/kernel", P("fsdp")),
+    (r".*/(embed|patch_embed(/\w+)?|pixels|norm)/(bias|scale)", P()),
+    (r".*/(cls|mask_token)", P()),
+    (r"step|guard/\w+|opt_state/.*/?count", P()),
 )
-"""(regular expression over the paths of the train state, how to split); the first match counts."""
+"""(regular expression over the paths of the train state, how to split); the first match counts.
+
+Moments and averages lie under the path of their parameter, so a rule holds for all of them.
+"""
+LOGICAL = {"rows": ("data", "fsdp"), "heads": "tensor", "hidden": "tensor"}
+"""Axes of activations by the name that model files give them."""
 
 
-def make_mesh(*, data: int, fsdp: int) -> Mesh:
-    """Lay all devices out as [data, fsdp]; data = -1 takes what fsdp leaves."""
-    devices = jax.device_count()
-    if devices % fsdp:
-        raise ValueError(f"mesh.fsdp is {fsdp}, and there are {devices} devices")
-    data = devices // fsdp if data == -1 else data
-    if data * fsdp > devices:
-        raise ValueError(f"mesh is {data} x {fsdp}, and there are {devices} devices")
+def make_mesh(
+    *, data: int, fsdp: int, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """Lay devices out as [data, fsdp, tensor]; one axis may be -1, it takes what the others leave.
+
+    devices: those of this run if None; a described topology's otherwise.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [data, fsdp, tensor]
+    told = "mesh is " + " x ".join(map(str, shape)) + f", and there are {len(devices)} devices"
+    if -1 in shape:
+        rest = -int(np.prod(shape))
+        if len(devices) % rest:
+            raise ValueError(told)
+        shape[shape.index(-1)] = len(devices) // rest
+    if np.prod(shape) > len(devices):
+        raise ValueError(told)
     return jax.make_mesh(
-        (data, fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=jax.devices()[: data * fsdp],
+        tuple(shape),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices[: int(np.prod(shape))],
     )
 
 
 def state_shardings(shapes: Any, mesh: Mesh) -> Any:
-    """Map a tree of shapes to a tree of shardings by `RULES`."""
+    """Map a tree of shapes to a tree of shardings by `RULES`.
+
+    Raises ValueError that names a leaf which no rule covers, or which does not split evenly.
+    """
 
     def one(path: tuple, leaf: Any) -> NamedSharding:
         name = leaf_path(path)
-        spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, name))
+        spec = next((spec for pattern, spec in RULES if re.fullmatch(pattern, name)), None)
+        if spec is None:
+            raise ValueError(f"no rule in xmae_jax/sharding.py says how {name} {leaf.shape} lies")
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis and size % mesh.shape[axis]:
                 raise ValueError(
@@ -57,9 +91,46 @@ def state_shardings(shapes: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
+def _spec(names: Sequence[str | None]) -> P:
+    return P(*(LOGICAL[name] if name else None for name in names))
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Fix how an activation lies, a logical name or None for each axis; no-op outside a mesh.
+
+    The compiler would guess otherwise, and on large meshes it replicates.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(names))
+
+
+def per_device(
+    fn: Callable[..., jax.Array],
+    inputs: Sequence[Sequence[str | None]],
+    output: Sequence[str | None],
+) -> Callable[..., jax.Array]:
+    """Run `fn` on each device's own part, for kernels that the compiler cannot split."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return fn
+    specs = tuple(_spec(names) for names in inputs)
+    return jax.shard_map(fn, in_specs=specs, out_specs=_spec(output), check_vma=False)
+
+
+def platform() -> str:
+    """Return the platform that is compiled for: that of the mesh in use, or JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split the first axis of a batch over all devices."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    """Split the first axis of a batch; every device along `tensor` has the same rows."""
+    return NamedSharding(mesh, P(LOGICAL["rows"]))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Return into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -69,8 +140,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def host_rows(mesh: Mesh, rows: int) -> slice:
     """Return which rows of a global batch of `rows` this process loads."""
-    if rows % mesh.size:
-        raise ValueError(f"a batch of {rows} rows does not split over {mesh.size} devices")
+    if rows % row_shards(mesh):
+        raise ValueError(f"a batch of {rows} rows does not split over {row_shards(mesh)} devices")
     spans = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     starts = [span[0].indices(rows)[:2] for span in spans if span is not None]
     return slice(min(low for low, _ in starts), max(high for _, high in starts))

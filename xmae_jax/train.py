@@ -95,7 +95,7 @@ def train(
         run.workdir, run=run, config=run.digest(to_json(config)), keep=config.checkpoint_keep
     )
     # However this ends, a save under way is complete before the directory is given up.
-    with _Stop() as stop, clock, contextlib.closing(checkpoints):
+    with _Stop() as stop, clock, contextlib.closing(checkpoints), jax.set_mesh(mesh):
         _train(config, objective, feed=feed, evaluators=evaluators, mesh=mesh, run=run,
                permit=permit, stop=stop, clock=clock, checkpoints=checkpoints)  # fmt: skip
 

@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
-from xmae_jax.models.layers import Block, scan, stack
+from xmae_jax.models.layers import Block, Compute, scan, stack
 from xmae_jax.models.position import sincos_2d
 from xmae_jax.models.vit import ConvStem
+
+COMPUTE = Compute(jnp.dtype("float32"), "plain", "none")
 
 
 def test_positions_are_the_published_table():
@@ -37,7 +39,7 @@ def test_positions_span_the_same_range_at_every_size():
 
 def test_blocks_against_numpy():
     blocks = stack(
-        lambda r: Block(8, 2, dtype=jnp.dtype("float32"), rngs=r),
+        lambda r: Block(8, 2, compute=COMPUTE, rngs=r),
         3,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )
@@ -65,7 +67,7 @@ def test_blocks_against_numpy():
         up = norm(want, p["norm2"]) @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
         up = up * 0.5 * (1 + erf(up / np.sqrt(2)))
         want = want + up @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
-    np.testing.assert_allclose(scan(blocks, jnp.asarray(x, jnp.float32)), want, atol=1e-5)
+    np.testing.assert_allclose(scan(blocks, jnp.asarray(x, jnp.float32), remat="none"), want, atol=1e-5)
 
 
 def test_stem_is_three_convolutions():
@@ -87,7 +89,7 @@ def test_stem_is_three_convolutions():
 
 def test_initial_values():
     blocks = stack(
-        lambda r: Block(64, 4, dtype=jnp.dtype("float32"), rngs=r),
+        lambda r: Block(64, 4, compute=COMPUTE, rngs=r),
         2,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )

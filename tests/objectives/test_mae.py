@@ -56,16 +56,19 @@ def test_only_hidden_valid_patches_of_real_rows_count(made, monkeypatch):
     before = mae.loss(params, {}, {}, batch, KEY, STEP)
     predict = PixelDecoder.__call__
 
-    def wild(self, features, hidden):
-        return jnp.where(batch["target"][..., None], predict(self, features, hidden), jnp.nan)
+    def counts(ids):
+        return jnp.take_along_axis(batch["target"], ids, axis=1)[..., None]
+
+    def wild(self, features, hidden, ids):
+        return jnp.where(counts(ids), predict(self, features, hidden, ids), jnp.nan)
 
     monkeypatch.setattr(PixelDecoder, "__call__", wild)
     after = mae.loss(params, {}, {}, batch, KEY, STEP)
     assert jnp.isfinite(before.totals["reconstruction"])
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
-    def off_by_one(self, features, hidden):
-        return predict(self, features, hidden) + batch["target"][..., None]
+    def off_by_one(self, features, hidden, ids):
+        return predict(self, features, hidden, ids) + counts(ids)
 
     monkeypatch.setattr(PixelDecoder, "__call__", off_by_one)
     moved = mae.loss(params, {}, {}, batch, KEY, STEP)
@@ -132,7 +135,12 @@ def test_released_preset_is_the_released_size(monkeypatch):
     for module in (vit, pixel_decoder):
         scan = module.scan
         monkeypatch.setattr(
-            module, "scan", lambda b, x, scan=scan: (lengths.append(x.shape[1]), scan(b, x))[1]
+            module,
+            "scan",
+            lambda b, x, remat, scan=scan: (
+                lengths.append(x.shape[1]),
+                scan(b, x, remat=remat),
+            )[1],
         )
     batch = {
         "image": jax.ShapeDtypeStruct((2, 1280, 1280, 1), jnp.uint8),

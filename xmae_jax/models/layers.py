@@ -7,16 +7,32 @@ al. (arXiv 2111.06377); the three matrices of qkv count as one for that.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from xmae_jax.attention import attend
+from xmae_jax.attention import SAVED, Backend, attend
+from xmae_jax.sharding import constrain
 
+Remat = Literal["none", "dots", "full"]
 xavier = nnx.initializers.xavier_uniform()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model is computed; none of it changes what is computed but for rounding."""
+
+    dtype: jnp.dtype
+    """Of matrix products; parameters, norms and softmax are float32."""
+    attention: Backend
+    remat: Remat
+    """What of a block is kept for the backward pass: all ("none"), matrix products and what
+    attention gave ("dots"), or its input alone ("full"); the rest is computed again."""
 
 
 def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -34,38 +50,75 @@ def linear(
 class Attention(nnx.Module):
     """Multi-head self-attention; the kernel of qkv is [d, 3, heads, d / heads]."""
 
-    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
+        dtype = compute.dtype
+        self.backend = compute.attention
         self.qkv = linear(width, (3, heads, width // heads), dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         qkv = self.qkv(x)  # b n 3 heads hd
-        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # b n heads hd
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], backend=self.backend)  # b n heads hd
+        return self.out(y.reshape(x.shape))  # b n d
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention to another sequence of the same width."""
+
+    def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
+        dtype = compute.dtype
+        self.backend = compute.attention
+        self.q = linear(width, (heads, width // heads), dtype=dtype, rngs=rngs)
+        self.kv = linear(width, (2, heads, width // heads), dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]
+    ) -> Float[Array, "b n d"]:
+        kv = self.kv(context)  # b m 2 heads hd
+        y = attend(self.q(x), kv[:, :, 0], kv[:, :, 1], backend=self.backend)  # b n heads hd
         return self.out(y.reshape(x.shape))  # b n d
 
 
 class Mlp(nnx.Module):
     """Two linear maps with an exact GELU between them; the hidden width is 4 d."""
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.up = linear(width, 4 * width, dtype=dtype, rngs=rngs)
-        self.down = linear(4 * width, width, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, *, compute: Compute, rngs: nnx.Rngs):
+        self.up = linear(width, 4 * width, dtype=compute.dtype, rngs=rngs)
+        self.down = linear(4 * width, width, dtype=compute.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        hidden = constrain(self.up(x), "rows", None, "hidden")
+        return self.down(jax.nn.gelu(hidden, approximate=False))
 
 
 class Block(nnx.Module):
     """Attention and MLP, each behind a norm and around a residual."""
 
-    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
+        self.attention = Attention(width, heads, compute=compute, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
+        self.mlp = Mlp(width, compute=compute, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossBlock(nnx.Module):
+    """The same with attention to `context`, which is not normed again."""
+
+    def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
+        self.attention = CrossAttention(width, heads, compute=compute, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
+        self.mlp = Mlp(width, compute=compute, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]
+    ) -> Float[Array, "b n d"]:
+        x = x + self.attention(self.norm1(x), context)
         return x + self.mlp(self.norm2(x))
 
 
@@ -75,11 +128,27 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs)
     return split(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
 
 
-def scan(blocks: nnx.Module, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Run a stack of blocks one after the other; compiled once, whatever the depth."""
+def scan(
+    blocks: nnx.Module,
+    x: Float[Array, "b n d"],
+    *context: Float[Array, "b m d"],
+    remat: Remat,
+) -> Float[Array, "b n d"]:
+    """Run a stack of blocks one after the other; compiled once, whatever the depth.
+
+    The residual stream is split over rows between blocks: left to itself, the compiler replicates
+    it on large meshes.
+    """
     graph, stacked = nnx.split(blocks)
 
     def body(x, params):
-        return nnx.merge(graph, params)(x), None
+        x = constrain(x, "rows", None, None)
+        return nnx.merge(graph, params)(x, *context), None
 
-    return jax.lax.scan(body, x, stacked)[0]
+    if remat != "none":
+        policies = jax.checkpoint_policies
+        keep = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
+        )
+        body = jax.checkpoint(body, policy=keep if remat == "dots" else None, prevent_cse=False)
+    return constrain(jax.lax.scan(body, x, stacked)[0], "rows", None, None)

@@ -13,9 +13,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
-from xmae_jax.models.layers import Block, layer_norm, linear, scan, stack
+from xmae_jax.models.layers import Block, Compute, layer_norm, linear, scan, stack
 from xmae_jax.models.position import sincos_2d
 from xmae_jax.typing import Features
 
@@ -42,7 +42,7 @@ class EncoderConfig:
             raise ValueError(f"encoder.stem 'conv' has patches of 64 px, not {self.patch_size}")
 
 
-def patchify(image: Float[Array, "b h w 1"], patch_size: int) -> Float[Array, "b n pp"]:
+def patchify(image: Num[Array, "b h w 1"], patch_size: int) -> Num[Array, "b n pp"]:
     """Cut a film into row-major patches, each flattened as (row, column)."""
     b, h, w, _ = image.shape
     p = patch_size
@@ -96,29 +96,29 @@ class ConvStem(nnx.Module):
 class Encoder(nnx.Module):
     """Embed the visible patches, add positions and CLS, run the blocks."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        c = config
-        self.config = c
+    def __init__(self, config: EncoderConfig, *, compute: Compute, rngs: nnx.Rngs):
+        c, dtype = config, compute.dtype
+        self.config, self.compute = c, compute
         if c.stem == "conv":
             self.patch_embed = ConvStem(c.width, dtype=dtype, rngs=rngs)
         else:
             self.patch_embed = linear(c.patch_size**2, c.width, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
         self.blocks = stack(
-            lambda r: Block(c.width, c.heads, dtype=dtype, rngs=r), c.depth, rngs=rngs
+            lambda r: Block(c.width, c.heads, compute=compute, rngs=r), c.depth, rngs=rngs
         )
         self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
-        self.dtype = dtype
 
     def __call__(self, image: Float[Array, "b h w 1"], keep_ids: Int[Array, "b k"]) -> Features:
         """Encode the patches in `keep_ids`; pixels are in [-1, 1]."""
-        c = self.config
+        c, dtype = self.config, self.compute.dtype
         b, h, w, _ = image.shape
         grid = (h // c.patch_size, w // c.patch_size)
         patches = patchify(image, c.patch_size)  # b n pp
         visible = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)  # b k pp
         table = jnp.asarray(sincos_2d(grid, c.width, base_grid=c.base_grid))  # n d
-        x = self.patch_embed(visible.astype(self.dtype)) + table[keep_ids].astype(self.dtype)
-        cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (b, 1, c.width))
-        x = self.norm(scan(self.blocks, jnp.concatenate([cls, x], axis=1)))  # b k+1 d
+        x = self.patch_embed(visible.astype(dtype)) + table[keep_ids].astype(dtype)
+        cls = jnp.broadcast_to(self.cls[...].astype(dtype), (b, 1, c.width))
+        x = jnp.concatenate([cls, x], axis=1)  # b k+1 d
+        x = self.norm(scan(self.blocks, x, remat=self.compute.remat))
         return Features(cls=x[:, 0], patches=x[:, 1:], ids=keep_ids, grid=grid)

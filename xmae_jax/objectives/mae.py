@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Key, Shaped, UInt8
 
 from xmae_jax import metrics, rng
+from xmae_jax.attention import Backend
+from xmae_jax.models.layers import Compute, Remat
 from xmae_jax.models.pixel_decoder import DecoderConfig, PixelDecoder
 from xmae_jax.models.vit import Encoder, EncoderConfig, patchify, unpatchify
 from xmae_jax.objectives import masking
@@ -42,24 +44,24 @@ class MaskConfig:
 
 
 class MaskedAutoencoder(nnx.Module):
-    """An encoder of visible patches and a decoder of all."""
+    """An encoder of visible patches and a decoder of hidden ones."""
 
     def __init__(self, config: Mae, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.compute_dtype)
-        self.encoder = Encoder(config.encoder, dtype=dtype, rngs=rngs)
+        compute = Compute(jnp.dtype(config.compute_dtype), config.attention, config.remat)
+        self.encoder = Encoder(config.encoder, compute=compute, rngs=rngs)
         self.decoder = PixelDecoder(
             config.decoder,
             encoder_width=config.encoder.width,
             patch_size=config.encoder.patch_size,
             base_grid=config.encoder.base_grid,
-            dtype=dtype,
+            compute=compute,
             rngs=rngs,
         )
 
 
-def normalise(image: Array) -> Float[Array, "b h w 1"]:
+def normalise(pixels: UInt8[Array, "b *n"]) -> Float[Array, "b *n"]:
     """Map uint8 pixels to [-1, 1], the mean 0.5 and deviation 0.5 of the released code."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Mae:
 
     image_size: int
     compute_dtype: Literal["float32", "bfloat16"]
+    attention: Backend
+    remat: Remat
     encoder: EncoderConfig
     decoder: DecoderConfig
     mask: MaskConfig
@@ -126,8 +130,13 @@ class Mae:
             return jnp.broadcast_to(jnp.asarray(cells)[None], lung.shape)
         return lung if self.mask.kind == "contour" else jnp.zeros_like(lung)
 
-    def _masked(self, batch: Batch, keys: Key[Array, " b"]) -> dict[str, Array]:
-        """Add `keep_ids`, `hidden`, `target`, `inside` (of the contour) and `uniform`."""
+    def _masked(
+        self, batch: Batch, keys: Key[Array, " b"], *, share: float = 1.0
+    ) -> dict[str, Array]:
+        """Add `keep_ids`, `hidden`, `ids`, `target`, `inside` (of the contour) and `uniform`.
+
+        `ids` [b q] are the hidden patches to predict, a `share` of them, valid ones first.
+        """
         valid = masking.box_coverage(batch["box"], self.grid) >= 0.5
         region = masking.lung_coverage(self._region(batch), self.grid) >= self.contour_threshold
         mask = masking.contour_mask(
@@ -139,18 +148,23 @@ class Mae:
             valid=valid,
         )
         contour = masking.lung_coverage(batch["lung"], self.grid) >= self.contour_threshold
+        hidden = mask.hidden.shape[1] - self.mask.keep
+        ids = masking.draw_ids(keys, mask.hidden, valid, count=max(1, round(share * hidden)))
+        predicted = jnp.zeros_like(valid).at[jnp.arange(len(ids))[:, None], ids].set(True)
         return {
             **batch,
             "keep_ids": mask.keep_ids,
             "hidden": mask.hidden,
-            "target": mask.hidden & valid & batch["mask"][:, None],
+            "ids": ids,
+            "target": predicted & valid & batch["mask"][:, None],
             "inside": contour,
             "uniform": mask.uniform,
         }
 
     def prepare(self, batch: Batch, rng_key: Key[Array, ""], step: Array) -> Prepared:
         """Draw the masks; weigh the one term by its target patches."""
-        masked = self._masked(batch, rng.row_keys(rng_key, batch["image"].shape[0]))
+        keys = rng.row_keys(rng_key, batch["image"].shape[0])
+        masked = self._masked(batch, keys, share=self.decoder.predict_share)
         return Prepared(masked, {"reconstruction": masked["target"].sum().astype(jnp.float32)})
 
     def _targets(self, patches: Float[Array, "b n pp"]) -> tuple[Array, Array, Array]:
@@ -161,6 +175,13 @@ class Mae:
         variance = patches.var(axis=-1, keepdims=True, ddof=1)  # ddof 1 as torch.var
         deviation = jnp.maximum(jnp.sqrt(variance + 1e-6), self.norm_pix_floor)
         return (patches - mean) / deviation, mean, deviation
+
+    def _predict(self, model: MaskedAutoencoder, batch: Batch) -> Float[Array, "b q pp"]:
+        image = normalise(batch["image"])
+        with jax.named_scope("encoder"):
+            features = model.encoder(image, batch["keep_ids"])
+        with jax.named_scope("decoder"):
+            return model.decoder(features, batch["hidden"], batch["ids"])
 
     def loss(
         self,
@@ -173,17 +194,18 @@ class Mae:
     ) -> LossOut:
         """Sum the squared error of hidden valid patches, each averaged over its pixels."""
         model = self._model(merge(params, frozen))
-        image = normalise(batch["image"])
-        target, _, _ = self._targets(patchify(image, self.encoder.patch_size))
-        predicted = model.decoder(model.encoder(image, batch["keep_ids"]), batch["hidden"])
-        error = jnp.mean((predicted - target) ** 2, axis=-1)  # b n
-        hidden, inside = batch["target"], batch["inside"]
+        predicted = self._predict(model, batch)
+        place = (jnp.arange(len(predicted))[:, None], batch["ids"])
+        patches = patchify(batch["image"], self.encoder.patch_size)[place]  # b q pp
+        aim, _, _ = self._targets(normalise(patches))
+        error = jnp.mean((predicted - aim) ** 2, axis=-1)  # b q
+        target, inside = batch["target"][place], batch["inside"][place]
         rows = batch["mask"].astype(jnp.float32)
         return LossOut(
-            totals={"reconstruction": jnp.where(hidden, error, 0.0).sum()},
+            totals={"reconstruction": jnp.where(target, error, 0.0).sum()},
             metrics={
-                "loss_inside": metrics.mean_of(error, hidden & inside),
-                "loss_outside": metrics.mean_of(error, hidden & ~inside),
+                "loss_inside": metrics.mean_of(error, target & inside),
+                "loss_outside": metrics.mean_of(error, target & ~inside),
                 "uniform_rows": metrics.mean_of(batch["uniform"].astype(jnp.float32), rows),
             },
             extra=extra,
@@ -200,23 +222,25 @@ class Mae:
     ) -> dict[str, Array]:
         """Predict the hidden patches under masks that depend on the record alone.
 
-        Returns `reconstruction` float32 [b h w 1] in pixel values 0 to 1, `hidden` and `target`
-        [b n], the `region` [b m m] that masked, and `given_statistics` [b]: with norm_pix_loss a
-        prediction says nothing of a patch's mean and deviation, so the true ones are put in, as the
-        pictures of He et al. do.
+        Returns `reconstruction` float32 [b h w 1] in pixel values 0 to 1 (visible patches as they
+        are), `hidden` and `target` [b n], the `region` [b m m] that masked, and `given_statistics`
+        [b]: with norm_pix_loss a prediction says nothing of a patch's mean and deviation, so the
+        true ones are put in, as the pictures of He et al. do.
         """
         masked = self._masked(batch, rng.id_keys(rng_key, batch["id"]))
         model = self._model(merge(extra.get("ema", params), frozen))
-        image = normalise(batch["image"])
-        _, mean, deviation = self._targets(patchify(image, self.encoder.patch_size))
-        predicted = model.decoder(model.encoder(image, masked["keep_ids"]), masked["hidden"])
-        pixels = unpatchify(predicted * deviation + mean, self.grid, self.encoder.patch_size)
+        predicted = self._predict(model, masked)
+        patches = patchify(normalise(batch["image"]), self.encoder.patch_size)  # b n pp
+        place = (jnp.arange(len(predicted))[:, None], masked["ids"])
+        _, mean, deviation = self._targets(patches[place])
+        patches = patches.at[place].set(predicted * deviation + mean)
+        pixels = unpatchify(patches, self.grid, self.encoder.patch_size)
         return {
             "reconstruction": (pixels + 1.0) / 2.0,
             "hidden": masked["hidden"],
             "target": masked["target"],
             "region": self._region(batch),
-            "given_statistics": jnp.full(image.shape[0], self.norm_pix_loss),
+            "given_statistics": jnp.full(len(predicted), self.norm_pix_loss),
         }
 
     def predict_fns(self):

@@ -149,6 +149,24 @@ def contour_mask(
     return Mask(keep_ids, ~visible, uniform)
 
 
+def draw_ids(
+    keys: Key[Array, " b"], hidden: Bool[Array, "b n"], valid: Bool[Array, "b n"], *, count: int
+) -> Int[Array, "b q"]:
+    """Draw `count` of each row's hidden patches, ascending; invalid ones when no other is left.
+
+    Every row hides at least `count`. Uniform over the valid ones; a row depends on its own key
+    alone.
+    """
+
+    def one_row(key, hidden, valid):
+        # A random order within three classes: hidden and valid, hidden, visible.
+        turn = jax.random.bits(jax.random.fold_in(key, 1), hidden.shape) >> 2
+        turn += (~hidden * jnp.uint32(2) + (hidden & ~valid)) << 30
+        return jnp.sort(jnp.argsort(turn)[:count])
+
+    return jax.vmap(one_row)(keys, hidden, valid).astype(jnp.int32)
+
+
 def random_mask(
     keys: Key[Array, " b"], n: int, *, keep: int, valid: Bool[Array, "b n"] | None = None
 ) -> Mask:

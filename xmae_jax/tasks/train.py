@@ -89,7 +89,7 @@ def _run(
 
     def every(records: list[Records]) -> LoadStep:
         rows = min(config.rows_at_once, config.eval_rows)
-        rows += -rows % mesh.size
+        rows += -rows % sharding.row_shards(mesh)
         ids = EveryRow(tuple(len(r) for r in records), rows, config.eval_rows)
         return LoadStep(ids, records, view(None), config.seed, slice(None), skip=skip)
 
@@ -137,7 +137,7 @@ def _check_place(workdir: Path) -> None:
 def _mesh(config: Config) -> jax.sharding.Mesh:
     """Lay out the mesh, and see that rows split over it."""
     try:
-        mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+        mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         sharding.host_rows(mesh, config.rows_at_once)
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from None
