@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
 def smoke(c: ConfigDict, *, image_size: int, keep: int) -> ConfigDict:
     """Shrink a run to a minute on a laptop: a small model, small films, 50 steps, float32."""
     c.name += "_smoke"
-    c.image_size, c.compute_dtype = image_size, "float32"
+    c.image_size, c.compute_dtype, c.remat = image_size, "float32", "none"
     c.total_steps, c.warmup_steps, c.batch_size = 50, 5, 8
     c.log_every, c.checkpoint_every, c.eval_every, c.picture_every = 1, 10, 50, 50
     c.eval_rows = 16

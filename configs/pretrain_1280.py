@@ -2,8 +2,8 @@
 
 Command:  python -m xmae_jax.main --config=configs/pretrain_1280.py --config.data.path=SHARDS
           (the chain: --config.init_from=runs/pretrain_640)
-Hardware: not yet run at full size. Attention keeps every score, so this size wants a small
-          micro_batch_size on large devices until it works in blocks and recomputes.
+Hardware: a pod; docs/performance.md has what the compiler says of TPU v5e, v6e, v5p and v4.
+          `--task=plan --config.plan.topology=v5e:16x16` prints it. Not yet run at full size.
 Expected: not yet run at full size; ":smoke" takes about a minute on two CPU cores.
 
 Follows Wang et al., Pre-training on High Definition X-ray Images (arXiv 2404.17926), in size,
@@ -22,6 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c = pretrain_224.get_config()
     c.name = "pretrain_1280"
     c.image_size = 1280
+    # Without it 16 films do not fit a chip of 16 GiB, see docs/performance.md.
+    c.remat = "full"
     # 25 epochs of a million films.
     c.total_steps, c.warmup_steps = 6_250, 312
     # A step is 4,096 films of 1280 px: save and look after fewer of them than the smaller runs do.

@@ -2,8 +2,7 @@
 
 Command:  python -m xmae_jax.main --config=configs/pretrain_640.py --config.data.path=SHARDS
           --config.init_from=runs/pretrain_224
-Hardware: not yet run at full size. Attention keeps every score, so this size wants a small
-          micro_batch_size on large devices until it works in blocks and recomputes.
+Hardware: a pod; ask `--task=plan`. Not yet run at full size.
 Expected: not yet run at full size; ":smoke" takes about a minute on two CPU cores.
 
 Positions are fixed and counted in units of a 14 x 14 grid, so parameters fit at every size.
@@ -18,7 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Build the config; `arg` is "" or "smoke"."""
     c = pretrain_224.get_config()
     c.name = "pretrain_640"
-    c.image_size = 640
+    c.image_size, c.remat = 640, "dots"
     # A tenth of the first stage: it starts from trained parameters. Half its rate for the same
     # reason, as is usual for a change of resolution (Touvron et al., arXiv 1906.06423).
     c.total_steps, c.warmup_steps = 20_000, 1_000

@@ -1,5 +1,6 @@
 """Small objectives, batches and shards that several tests share."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,3 +38,16 @@ def small_batch(rows: int = 8, *, seed: int = 0) -> dict:
         "mask": jnp.ones(rows, bool),
         "id": jnp.asarray(np.stack([np.zeros(rows), np.arange(rows)], 1).astype(np.int32)),
     }
+
+
+def described_batch(mae: Mae, rows: int) -> dict:
+    """Describe a batch as the loader would deliver it."""
+    side = mae.image_size
+    shapes = {
+        "image": ((side, side, 1), jnp.uint8),
+        "lung": ((mae.grid[0] * 4, mae.grid[1] * 4), jnp.uint8),
+        "box": ((4,), jnp.float32),
+        "mask": ((), jnp.bool_),
+        "id": ((2,), jnp.int32),
+    }
+    return {n: jax.ShapeDtypeStruct((rows, *shape), d) for n, (shape, d) in shapes.items()}

@@ -10,11 +10,13 @@ LAYERS = [
     {"main"},
     {"tasks"},
     {"train", "infer", "evaluators"},
+    {"program"},
     {"step", "checkpoint", "incidents", "rundir", "writers"},
     {"config"},
     {"optim", "objectives", "data"},
     {"models"},
-    {"attention", "clock", "digest", "lock", "metrics", "rng", "seal", "sharding"},
+    {"attention"},
+    {"chips", "clock", "digest", "flops", "hlo", "lock", "metrics", "rng", "seal", "sharding"},
     {"typing"},
 ]
 MODELS = {"models", "objectives"}

@@ -426,7 +426,8 @@ def test_the_watchdog_ends_what_stands_still(tmp_path):
 import sys, time
 from pathlib import Path
 from xmae_jax.clock import Clock
-with Clock(batch_size=1, total_steps=1, patience=1.0, report=Path(sys.argv[1])) as clock:
+report = Path(sys.argv[1])
+with Clock(batch_size=1, total_steps=1, mfu_of_speed=None, patience=1.0, report=report) as clock:
     for _ in range(4):
         clock.alive("step")
         time.sleep(0.5)

@@ -66,10 +66,11 @@ def steps(mesh, *, mae, count):
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
     losses = []
-    for i in range(count):
-        batch = {k: np.asarray(v) for k, v in small_batch(seed=i % 3).items()}
-        state, log = step(state, sharding.to_global(batch, mesh, 8))
-        losses.append(float(log["training_loss"]))
+    with jax.set_mesh(mesh):
+        for i in range(count):
+            batch = {k: np.asarray(v) for k, v in small_batch(seed=i % 3).items()}
+            state, log = step(state, sharding.to_global(batch, mesh, 8))
+            losses.append(float(log["training_loss"]))
     return losses, state
 
 
@@ -78,15 +79,18 @@ def test_every_mesh_gives_the_same_losses(dtype, tolerance):
     mae = small_mae(compute_dtype=dtype, ema_decay=0.9)
     one, _ = steps(sharding.make_mesh(data=1, fsdp=1), mae=mae, count=20)
     assert one[-1] < 0.9 * one[0]
-    for data, fsdp in ((8, 1), (4, 2)):
-        mesh = sharding.make_mesh(data=data, fsdp=fsdp)
+    for data, fsdp, tensor in ((8, 1, 1), (4, 2, 1), (2, 2, 2)):
+        mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
         many, state = steps(mesh, mae=mae, count=20)
         np.testing.assert_allclose(many, one, rtol=tolerance)
-        if fsdp == 2:
+        if fsdp == 2 and tensor == 1:
             kernel = state.params["encoder"]["blocks"]["mlp"]["up"]["kernel"]
             assert kernel.addressable_shards[0].data.shape == (2, 8, 64)
             moment = flatten(state)["opt_state/1/mu/encoder/blocks/mlp/up/kernel"]
             assert moment.sharding == kernel.sharding
+        if tensor == 2:
+            qkv = state.extra["ema"]["encoder"]["blocks"]["attention"]["qkv"]["kernel"]
+            assert qkv.addressable_shards[0].data.shape == (2, 8, 3, 1, 8)
 
 
 def test_micro_batches_give_one_gradient():

@@ -7,7 +7,6 @@ the same: softmax and its sums in float32, every query to every key. "chunked" a
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Literal
 
@@ -174,9 +173,7 @@ def _chunked_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, 
     return out, (q, k, v, checkpoint_name(out, SAVED), checkpoint_name(log_total, SAVED))
 
 
-def _chunked_backward(
-    residuals: tuple[Array, ...], d_out: Array
-) -> tuple[Array, Array, Array]:
+def _chunked_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
     q, k, v, out, log_total = residuals
     n, m = q.shape[1], k.shape[1]
     block_q, block_k = min(_BLOCK_Q, n), min(_BLOCK_K, m)

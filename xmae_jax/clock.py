@@ -24,8 +24,16 @@ class Clock:
     the stack of each of its threads and leaves with code 134.
     """
 
-    def __init__(self, *, batch_size: int, total_steps: int, patience: float, report: Path):
-        self._batch, self._total = batch_size, total_steps
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        total_steps: int,
+        mfu_of_speed: float | None,
+        patience: float,
+        report: Path,
+    ):
+        self._batch, self._total, self._mfu = batch_size, total_steps, mfu_of_speed
         self._spent = {"data": 0.0, "ckpt": 0.0, "paused": 0.0}
         self._since, self._start = 0, time.monotonic()
         self._patience, self._report = patience, report
@@ -58,7 +66,7 @@ class Clock:
             self.alive("step")
 
     def read(self, done: int) -> dict[str, float]:
-        """Return seconds a step since the last reading, and films a second; start anew."""
+        """Return seconds a step since the last reading, films a second, and mfu; start anew."""
         now, steps = time.monotonic(), done - self._since
         wall = max(now - self._start - self._spent["paused"], 1e-9)
         out = {
@@ -67,6 +75,8 @@ class Clock:
             "t_step": (wall - self._spent["data"] - self._spent["ckpt"]) / steps,
             "t_ckpt": self._spent["ckpt"] / steps,
         }
+        if self._mfu is not None:
+            out["mfu"] = out["img_per_sec"] * self._mfu
         self._start, self._since = now, done
         self._spent.update(data=0.0, ckpt=0.0, paused=0.0)
         return out

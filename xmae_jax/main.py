@@ -25,7 +25,7 @@ from xmae_jax.config import ConfigError
 from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
 from xmae_jax.lock import Locked
-from xmae_jax.tasks import rollback, train, verify
+from xmae_jax.tasks import plan, rollback, train, verify
 from xmae_jax.train import Preempted
 
 EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
@@ -42,8 +42,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "task",
     "train",
-    ["train", "verify", "rollback"],
-    "train: train, or go on. verify: check every checkpoint. rollback: go back to --step.",
+    ["train", "plan", "verify", "rollback"],
+    "train: train, or go on. plan: what the config needs on given chips. verify: check every"
+    " checkpoint. rollback: go back to --step.",
 )
 flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 flags.DEFINE_bool(
@@ -105,7 +106,7 @@ def _define_config(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> None:
     """Read the command line; every error in it is a ConfigError."""
-    if _flag(argv[1:], "task") in (None, "train"):
+    if _flag(argv[1:], "task") in (None, "train", "plan"):
         _define_config(argv[1:])
     try:
         rest = FLAGS(argv)
@@ -127,12 +128,15 @@ def _config_trouble(error: Exception) -> ConfigError:
 
 def _run() -> None:
     """Run the task."""
-    if FLAGS.task == "train":
+    if FLAGS.task in ("train", "plan"):
         try:
             given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
         except Exception as error:
             raise _config_trouble(error) from None
         config = config_lib.resolve(given)
+        if FLAGS.task == "plan":
+            plan.run(config)
+            return
         train.run(
             config,
             Path(FLAGS.workdir or Path("runs") / config.name).absolute(),

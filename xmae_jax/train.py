@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import signal
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -19,7 +18,6 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from xmae_jax import checkpoint, infer, rng, sharding, writers
-from xmae_jax import step as step_lib
 from xmae_jax.clock import Clock
 from xmae_jax.config import Config, ConfigError, to_json
 from xmae_jax.data.batch import EveryRow, LoadStep, loader
@@ -28,7 +26,8 @@ from xmae_jax.digest import sha256
 from xmae_jax.incidents import Incidents
 from xmae_jax.lock import RunLock
 from xmae_jax.metrics import values
-from xmae_jax.optim import Optimizer, merge, split
+from xmae_jax.optim import merge, split
+from xmae_jax.program import lay_out
 from xmae_jax.rundir import Run, last_logged, set_aside_after
 from xmae_jax.typing import Objective, TrainState
 
@@ -78,9 +77,11 @@ def train(
     mesh: jax.sharding.Mesh,
     run: Run,
     permit: Permit,
+    mfu_of_speed: float | None,
 ) -> None:
     """Train to `config.total_steps`, from the newest checkpoint in `run.workdir` that verifies.
 
+    mfu_of_speed: model FLOPs utilisation at one film a second, None where the chip is not known.
     Raises ConfigError if a checkpoint or `init_from` does not fit, CheckpointError if there are
     checkpoints and none can be used, Diverged after ten skipped steps in a row, and Preempted after
     SIGTERM or SIGINT, with the state of that very step saved.
@@ -88,6 +89,7 @@ def train(
     clock = Clock(
         batch_size=config.batch_size,
         total_steps=config.total_steps,
+        mfu_of_speed=mfu_of_speed,
         patience=config.guard.watchdog_seconds,
         report=run.workdir / "debug" / "stalled.txt",
     )
@@ -115,29 +117,31 @@ def _train(
 ) -> None:
     say = print if jax.process_index() == 0 else lambda *_, **__: None
 
-    # Every shape, and where it lies on the mesh.
-    warmup_steps = min(config.warmup_steps, config.total_steps)
-    optimizer = Optimizer(config.optim, config.batch_size, warmup_steps, config.total_steps)
-    init = partial(step_lib.init_state, objective, optimizer)
-    shapes = jax.eval_shape(init, rng.key(config.seed, "init"))
-    shardings = sharding.state_shardings(shapes, mesh)
-    count = sum(leaf.size for leaf in jax.tree.leaves((shapes.params, shapes.frozen)))
-    say(f"{config.name}: {count:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s)")
+    # Every shape, where it lies on the mesh, and the step.
+    try:
+        program = lay_out(config, objective, mesh)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from None
+    shardings, optimizer = program.shardings, program.optimizer
+    platform = jax.devices()[0].platform
+    say(f"{config.name}: {program.parameters:,} parameters on {mesh.size} {platform} device(s)")
     say(
         f"data: {', '.join(f'{n:,} films' for n in feed.plan.sizes)}; batch {config.batch_size};"
         f" {config.total_steps * config.batch_size / sum(feed.plan.sizes):.1f} epochs"
     )
+    warmup = optimizer.warmup_steps
     say(
         f"peak rate {optimizer.peak_lr:.3g} = blr {config.optim.blr:.3g} x batch"
-        f" {config.batch_size} / 256; warm-up {warmup_steps} of {config.total_steps} steps"
-        + (f" (clamped from {config.warmup_steps})" * (warmup_steps < config.warmup_steps))
+        f" {config.batch_size} / 256; warm-up {warmup} of {config.total_steps} steps"
+        + f" (clamped from {config.warmup_steps})"
+        * (warmup < config.warmup_steps)
     )
 
     # The state: restored, or made and perhaps filled from another run.
     clock.alive("restore")
     found, problems, abandoned = None, [], []
     try:
-        found = checkpoints.restore(_placed(shapes, shardings))
+        found = checkpoints.restore(_placed(program.shapes, shardings))
     except checkpoint.NoneUsable as error:
         if not permit.fresh:
             raise checkpoint.CheckpointError(
@@ -163,7 +167,8 @@ def _train(
             calm = {name: state.guard[name] * 0 for name in ("taken", "in_a_row")}
             state = dataclasses.replace(state, guard=state.guard | calm)
     else:
-        first, state = 0, jax.jit(init, out_shardings=shardings)(rng.key(config.seed, "init"))
+        make = jax.jit(program.init, out_shardings=shardings)
+        first, state = 0, make(rng.key(config.seed, "init"))
         if config.init_from is not None:
             state = _initialise(state, config, objective, shardings)
     if this_config not in run.configs:
@@ -186,20 +191,7 @@ def _train(
     elif config.init_from is not None:
         say(f"parameters from {config.init_from}")
 
-    # The compiled step and predictions.
-    step_fn = jax.jit(
-        partial(
-            step_lib.train_step,
-            objective=objective,
-            optimizer=optimizer,
-            seed=config.seed,
-            micro_batches=config.batch_size // config.rows_at_once,
-            spike_sigma=config.guard.spike_sigma or math.inf,
-        ),
-        donate_argnums=0,
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )
+    # Who looks at the state, and at what goes wrong.
     looker = _Looker(config, objective, feed, evaluators, mesh, run.workdir, writer, clock, stop)
     incidents = Incidents(
         run.workdir, feed.train, writer, config.data.max_bad_share, sum(feed.plan.sizes), say
@@ -222,7 +214,7 @@ def _train(
                 break
             with clock.time("data"):
                 host = next(batches)
-            state, log = step_fn(state, sharding.to_global(host, mesh, config.batch_size))
+            state, log = program.step(state, sharding.to_global(host, mesh, config.batch_size))
             incidents.after(done, host, log)
             last = done == config.total_steps
             # A save overlaps with the step after it and no further, so that a kill at any moment

@@ -67,7 +67,9 @@ def test_blocks_against_numpy():
         up = norm(want, p["norm2"]) @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
         up = up * 0.5 * (1 + erf(up / np.sqrt(2)))
         want = want + up @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
-    np.testing.assert_allclose(scan(blocks, jnp.asarray(x, jnp.float32), remat="none"), want, atol=1e-5)
+    np.testing.assert_allclose(
+        scan(blocks, jnp.asarray(x, jnp.float32), remat="none"), want, atol=1e-5
+    )
 
 
 def test_stem_is_three_convolutions():

@@ -238,3 +238,60 @@ def test_predictions_use_the_average_and_say_what_they_were_given():
     means = patchify(told["reconstruction"], 4).mean(-1) - alone["reconstruction"].mean()
     true = patchify(batch["image"] / 255, 4).mean(-1)
     assert np.corrcoef(means.reshape(-1), true.reshape(-1))[0, 1] > 0.5
+
+
+def cross(share=1.0, **changes):
+    decoder = dataclasses.replace(small_mae().decoder, kind="cross", predict_share=share)
+    return small_mae(decoder=decoder, **changes)
+
+
+def test_cross_attention_predicts_hidden_patches_from_visible_ones():
+    """A hidden patch's prediction knows no other hidden patch, nor how many are predicted."""
+    mae, some = cross(), cross(0.25)
+    params = jax.jit(mae.init)(rng.key(0, "init"))
+    batch = mae.prepare(small_batch(), KEY, STEP).batch
+    assert batch["ids"].shape == (8, 64 - 12)
+    whole = mae._predict(mae._model(params), batch)
+    few = some.prepare(small_batch(), KEY, STEP).batch
+    assert few["ids"].shape == (8, 13)
+    np.testing.assert_array_equal(few["hidden"], batch["hidden"])
+    part = some._predict(some._model(params), few)
+    place = jax.vmap(jnp.searchsorted)(batch["ids"], few["ids"])
+    want = jnp.take_along_axis(whole, place[:, :, None], axis=1)
+    np.testing.assert_allclose(part, want, atol=1e-6)
+    assert (np.ptp(np.asarray(whole), axis=1) > 1e-3).any()  # and depends on its place
+
+
+def test_a_share_is_drawn_from_valid_hidden_patches():
+    batch = small_batch()
+    few = cross(0.25).prepare(batch, KEY, STEP)
+    target, hidden = np.asarray(few.batch["target"]), np.asarray(few.batch["hidden"])
+    assert (target.sum(1) == 13).all() and (target <= hidden).all() and not target[:, 56:].any()
+    assert few.weights["reconstruction"] == 13 * 8
+    other = cross(0.25).prepare(batch, rng.key(1, "train"), STEP).batch["target"]
+    assert (np.asarray(other) != target).any()
+    # More than there are valid ones: invalid ones fill up, and do not count.
+    most = cross(1 - 1 / 52).prepare(batch, KEY, STEP).batch
+    valid = np.asarray(most["hidden"])[:, :56].sum(1)
+    np.testing.assert_array_equal(np.asarray(most["target"]).sum(1), valid)
+
+
+def test_the_cross_decoder_alone_may_predict_a_share():
+    with pytest.raises(ValueError, match="predict_share"):
+        dataclasses.replace(small_mae().decoder, predict_share=0.5)
+    with pytest.raises(ValueError, match="predict_share"):
+        cross(0.0)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("attention", ["plain", "chunked"])
+def test_recomputation_changes_no_gradient(remat, attention):
+    params = jax.jit(small_mae().init)(rng.key(0, "init"))
+    batch = small_mae().prepare(small_batch(), KEY, STEP).batch
+
+    def gradient(mae):
+        return jax.jit(jax.grad(lambda p: total(mae, p, batch)))(params)
+
+    want = gradient(small_mae())
+    got = gradient(small_mae(remat=remat, attention=attention))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)

@@ -59,7 +59,7 @@ class MaskedAutoencoder(nnx.Module):
         )
 
 
-def normalise(pixels: UInt8[Array, "b *n"]) -> Float[Array, "b *n"]:
+def normalise(pixels: UInt8[Array, b * n]) -> Float[Array, b * n]:
     """Map uint8 pixels to [-1, 1], the mean 0.5 and deviation 0.5 of the released code."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
@@ -148,14 +148,15 @@ class Mae:
             valid=valid,
         )
         contour = masking.lung_coverage(batch["lung"], self.grid) >= self.contour_threshold
-        hidden = mask.hidden.shape[1] - self.mask.keep
-        ids = masking.draw_ids(keys, mask.hidden, valid, count=max(1, round(share * hidden)))
-        predicted = jnp.zeros_like(valid).at[jnp.arange(len(ids))[:, None], ids].set(True)
+        predicted, count = mask.hidden, mask.hidden.shape[1] - self.mask.keep
+        if share < 1:
+            count = max(1, round(share * count))
+            predicted = masking.draw(keys, mask.hidden, valid, count=count)
         return {
             **batch,
             "keep_ids": mask.keep_ids,
             "hidden": mask.hidden,
-            "ids": ids,
+            "ids": masking.chosen_ids(predicted, count),
             "target": predicted & valid & batch["mask"][:, None],
             "inside": contour,
             "uniform": mask.uniform,

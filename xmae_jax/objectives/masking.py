@@ -145,14 +145,18 @@ def contour_mask(
         return jnp.zeros(n, bool).at[order].set(visible), uniform
 
     visible, uniform = jax.vmap(one_row)(keys, inside, valid)
-    keep_ids = jnp.argsort(~visible, axis=1, stable=True)[:, :keep].astype(jnp.int32)
-    return Mask(keep_ids, ~visible, uniform)
+    return Mask(chosen_ids(visible, keep), ~visible, uniform)
 
 
-def draw_ids(
+def chosen_ids(chosen: Bool[Array, "b n"], count: int) -> Int[Array, "b q"]:
+    """List the patches that are chosen, `count` in every row, ascending."""
+    return jax.vmap(lambda row: jnp.nonzero(row, size=count)[0])(chosen).astype(jnp.int32)
+
+
+def draw(
     keys: Key[Array, " b"], hidden: Bool[Array, "b n"], valid: Bool[Array, "b n"], *, count: int
-) -> Int[Array, "b q"]:
-    """Draw `count` of each row's hidden patches, ascending; invalid ones when no other is left.
+) -> Bool[Array, "b n"]:
+    """Choose `count` of each row's hidden patches; invalid ones when no other is left.
 
     Every row hides at least `count`. Uniform over the valid ones; a row depends on its own key
     alone.
@@ -162,9 +166,9 @@ def draw_ids(
         # A random order within three classes: hidden and valid, hidden, visible.
         turn = jax.random.bits(jax.random.fold_in(key, 1), hidden.shape) >> 2
         turn += (~hidden * jnp.uint32(2) + (hidden & ~valid)) << 30
-        return jnp.sort(jnp.argsort(turn)[:count])
+        return jnp.zeros_like(hidden).at[jnp.argsort(turn)[:count]].set(True)
 
-    return jax.vmap(one_row)(keys, hidden, valid).astype(jnp.int32)
+    return jax.vmap(one_row)(keys, hidden, valid)
 
 
 def random_mask(

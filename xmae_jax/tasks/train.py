@@ -19,11 +19,11 @@ from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
-from xmae_jax.data.views import VIEWS
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run
+from xmae_jax.tasks.film import mfu_of_speed, view_of
 
 EVALUATORS = {"reconstruct": ("reconstruction", Reconstruction)}
 """Which evaluator reads which prediction."""
@@ -77,26 +77,24 @@ def _run(
         raise ConfigError("one process for now: evaluation and stopping know no other hosts")
     mesh = _mesh(config)
 
-    def view(crop_scale: tuple[float, float] | None) -> Any:
-        return VIEWS[objective.view](
-            image_size=config.image_size,
-            grid=objective.grid,
-            contour_region=config.data.contour_region,
-            crop_scale=crop_scale,
-        )
-
     skip = config.data.bad_records == "skip"
 
     def every(records: list[Records]) -> LoadStep:
         rows = min(config.rows_at_once, config.eval_rows)
         rows += -rows % sharding.row_shards(mesh)
         ids = EveryRow(tuple(len(r) for r in records), rows, config.eval_rows)
-        return LoadStep(ids, records, view(None), config.seed, slice(None), skip=skip)
+        view = view_of(config, objective, None)
+        return LoadStep(ids, records, view, config.seed, slice(None), skip=skip)
 
     feed = train.Feed(
         plan=plan,
         train=LoadStep(
-            plan.ids, sources, view(config.data.crop_scale), config.seed, slice(None), skip=skip
+            plan.ids,
+            sources,
+            view_of(config, objective, config.data.crop_scale),
+            config.seed,
+            slice(None),
+            skip=skip,
         ),
         evaluation={"train": every(sources), "val": every(held_out)} if held_out else {},
     )
@@ -110,7 +108,14 @@ def _run(
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
                   f" {config.image_size}")  # fmt: skip
     train.train(
-        config, objective, feed=feed, evaluators=evaluators, mesh=mesh, run=record, permit=permit
+        config,
+        objective,
+        feed=feed,
+        evaluators=evaluators,
+        mesh=mesh,
+        run=record,
+        permit=permit,
+        mfu_of_speed=mfu_of_speed(config, mesh),
     )
 
 

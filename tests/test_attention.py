@@ -1,0 +1,113 @@
+"""Every backend gives what plain attention gives, gradients too, at any length."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import described_batch
+from xmae_jax import attention, rng, sharding
+from xmae_jax.config import objective_of, resolve
+from xmae_jax.objectives import OBJECTIVES
+
+
+def with_gradients(fn, q, k, v):
+    """Return what attention gives, and the gradient of a sum weighted at random."""
+    weights = jax.random.normal(jax.random.key(9), q.shape)
+
+    def loss(q, k, v):
+        out = fn(q, k, v)
+        return jnp.sum(out * weights), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return out, *grads
+
+
+def inputs(n, m, *, heads=2, width=32, scale=1.0):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(2, n, heads, width), (2, m, heads, width), (2, m, heads, width)]
+    return [scale * jax.random.normal(key, s) for key, s in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 5), (300, 1100), (513, 200)])
+def test_chunked_is_plain(n, m):
+    q, k, v = inputs(n, m)
+    want = with_gradients(attention._plain, q, k, v)
+    got = with_gradients(attention._chunked, q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "m"), [(130, 130), (200, 70)])
+def test_splash_is_plain(n, m):
+    """Interpreted; that it compiles for a TPU is seen by tests/tasks/test_plan.py."""
+    q, k, v = inputs(n, m)
+    want = with_gradients(attention._plain, q, k, v)
+    got = with_gradients(partial(attention._splash, interpret=True), q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "m"), [(197, 197), (1601, 185)])
+def test_cudnn_is_plain(n, m):
+    q, k, v = (x.astype(jnp.bfloat16) for x in inputs(n, m))
+    want = with_gradients(attention._plain, *(x.astype(jnp.float32) for x in (q, k, v)))
+    got = with_gradients(partial(attention.attend, backend="cudnn"), q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0.05, atol=0.05)
+
+
+def test_a_large_score_overflows_nothing():
+    q, k, v = inputs(300, 1100, scale=40.0)
+    out = attention._chunked(q, k, v)
+    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out, attention._plain(q, k, v), atol=1e-3 * float(jnp.abs(v).max()))
+
+
+def test_who_is_chosen(monkeypatch):
+    def chosen(platform, length, dtype=jnp.bfloat16):
+        monkeypatch.setattr(sharding, "platform", lambda: platform)
+        return attention.choose(length, jnp.dtype(dtype))
+
+    assert chosen("cpu", 6401) == "chunked" and chosen("cpu", 197) == "plain"
+    assert chosen("tpu", 6401) == "splash" and chosen("tpu", 197) == "plain"
+    assert chosen("gpu", 6401) == "cudnn" and chosen("gpu", 6401, jnp.float32) == "chunked"
+
+
+def test_the_platform_is_that_of_the_mesh():
+    assert sharding.platform() == "cpu"
+    with jax.set_mesh(sharding.make_mesh(data=8, fsdp=1)):
+        assert sharding.platform() == "cpu"
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_the_step_at_1280_holds_no_square_of_its_length(kind):
+    """Read every type in the lowered gradient: none has two axes as long as the sequence."""
+    from configs import pretrain_1280
+
+    config = pretrain_1280.get_config()
+    config.objective.decoder.kind = kind
+    mae = objective_of(resolve(config), OBJECTIVES)
+    params = jax.eval_shape(mae.init, rng.key(0, "init"))
+
+    def gradient(params, batch):
+        key, step = rng.key(0, "train"), jnp.zeros((), jnp.int32)
+        batch = mae.prepare(batch, key, step).batch
+        return jax.grad(lambda p: mae.loss(p, {}, {}, batch, key, step).totals["reconstruction"])(
+            params
+        )
+
+    text = jax.jit(gradient).lower(params, described_batch(mae, 2)).as_text()
+    assert largest_square(text) < 6400 - 736  # the fewest queries that a decoder here has
+
+
+def largest_square(text):
+    """Return the largest second-longest axis of any array in StableHLO."""
+    import re
+
+    shapes = {m for m in re.findall(r"tensor<((?:\d+x)+)", text)}
+    axes = [sorted(map(int, shape.rstrip("x").split("x"))) for shape in shapes]
+    return max(a[-2] for a in axes if len(a) > 1)

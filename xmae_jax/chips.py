@@ -1,0 +1,58 @@
+"""Accelerators: what one chip can do at most, by its makers' figures."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+    """One chip's limits."""
+
+    name: str
+    flops: float
+    """Dense bfloat16 operations a second."""
+    hbm: int
+    """Bytes of device memory."""
+    hbm_speed: float
+    """Bytes a second from device memory."""
+    link_speed: float
+    """Bytes a second that a chip can send to its neighbours along one ring of the interconnect."""
+    unit: int
+    """Side of the matrix unit; narrower products leave part of it idle."""
+    kinds: tuple[str, ...]
+    """How JAX's device_kind begins."""
+    source: str
+
+
+_TPU = "cloud.google.com/tpu/docs/{}; links: jax-ml.github.io/scaling-book/tpus"
+_NVIDIA = "NVIDIA {} data sheet, SXM, without sparsity; NVLink one way"
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32 << 30, 1.228e12, 9e10, 128, ("TPU v4",), _TPU.format("v4")),
+        Chip("v5e", 197e12, 16 << 30, 0.819e12, 9e10, 128, ("TPU v5 lite",), _TPU.format("v5e")),
+        Chip("v5p", 459e12, 95 << 30, 2.765e12, 18e10, 128, ("TPU v5",), _TPU.format("v5p")),
+        Chip("v6e", 918e12, 32 << 30, 1.64e12, 18e10, 256, ("TPU v6 lite",), _TPU.format("v6e")),
+        Chip(
+            "a100", 312e12, 80 << 30, 2.039e12, 3e11, 16, ("NVIDIA A100",), _NVIDIA.format("A100")
+        ),
+        Chip(
+            "h100", 989e12, 80 << 30, 3.35e12, 4.5e11, 16, ("NVIDIA H100",), _NVIDIA.format("H100")
+        ),
+        Chip(
+            "h200", 989e12, 141 << 30, 4.8e12, 4.5e11, 16, ("NVIDIA H200",), _NVIDIA.format("H200")
+        ),
+    )
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Return the chip that JAX calls `device_kind`, None if it is not listed."""
+    found = [
+        (len(kind), chip)
+        for chip in CHIPS.values()
+        for kind in chip.kinds
+        if device_kind.startswith(kind)
+    ]
+    return max(found)[1] if found else None
