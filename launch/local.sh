@@ -23,7 +23,8 @@ workdir=$(workdir_of "$@") || exit
 
 gpus=()
 if [[ $devices == gpu ]]; then
-  IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}"
+  all=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}
+  IFS=, read -ra gpus <<< "$all"
   if ((${#gpus[@]} == 0 || ${#gpus[@]} % processes)); then
     say "${#gpus[@]} GPUs cannot be dealt out to $processes processes"
     exit 64
@@ -32,7 +33,10 @@ fi
 
 free_port() {
   local port
-  while port=$((20000 + RANDOM % 10000)) && (: > "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do :; done
+  while
+    port=$((20000 + RANDOM % 10000))
+    (: > "/dev/tcp/127.0.0.1/$port") 2> /dev/null # somebody answers
+  do :; done
   echo "$port"
 }
 
@@ -70,6 +74,7 @@ together() {
       if [[ $deadline && $SECONDS -ge $deadline ]]; then
         say "process $i goes on without the others: killed"
         kill -KILL "${pids[i]}" 2> /dev/null || true
+        wait "${pids[i]}" || true
         codes[i]=134 # no cause of anything: it lost its peers, and would not see it
       elif ! kill -0 "${pids[i]}" 2> /dev/null; then
         codes[i]=0

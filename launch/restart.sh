@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Decides whether a run that ended is started again; every launcher asks here. The folder's README.md
+# Decides whether a run that ended is started again; every launcher asks here. README.md beside it
 # has the table. Exit codes are main.py's; 74 also means: three starts brought no new checkpoint.
 #
 #   restart.sh COMMAND ...            start it, and again until it ends for good
@@ -24,8 +24,8 @@ decide() {
   esac
 }
 
-# The one of several processes' exit codes that decides. What one of them says of config, data, loss or
-# disk holds for all. Otherwise one that was killed explains what became of its peers (134, or an
+# The one of several processes' exit codes that decides. What one of them says of config, data, loss
+# or disk holds for all. Otherwise one that was killed explains what became of its peers (134, or an
 # exception that nobody foresaw); without one, such an exception explains the 134s.
 deciding() {
   local code rank best=-1 found=0
@@ -61,17 +61,18 @@ workdir_of() {
   return 64
 }
 
-# The number of the newest checkpoint of run directory $1, or none. Half-written ones have other names.
+# The number of the newest checkpoint of run directory $1, or none. Half-written ones have other
+# names.
 newest_checkpoint() {
   local path name newest=none
   for path in "$1"/checkpoints/*/; do
     name=$(basename "$path")
-    if [[ $name =~ ^[0-9]+$ ]] && [[ $newest == none || $name -gt $newest ]]; then newest=$name; fi
+    if [[ $name =~ ^[0-9]+$ && ($newest == none || $name -gt $newest) ]]; then newest=$name; fi
   done
   echo "$newest"
 }
 
-# Count a start of run directory $1, restart number $2; fail if three have begun where this one would.
+# Count a start of run directory $1, restart number $2; fail if three began where this one would.
 may_start() {
   local record=$1.launch/starts newest before='' starts=0
   mkdir -p "$1.launch" || return
@@ -85,8 +86,8 @@ may_start() {
   echo "$newest $((starts + 1))" > "$record"
 }
 
-# How a command that runs as process $1 is told to save and end: not by SIGINT, which the shell makes
-# what it starts in the background deaf to. Launchers that start other hosts have their own.
+# How a command that runs as process $1 is told to save and end: not by SIGINT, which the shell
+# makes what it starts in the background deaf to. Launchers that start other hosts have their own.
 hand_on() { kill -TERM "$1" 2> /dev/null || true; }
 
 # Run a command, hand SIGTERM and SIGINT on to it, and set `code` to how it ended, `asked` if there
@@ -154,7 +155,9 @@ main() {
       ;;
     --attempt=*)
       # Of a JobSet's pods only the first counts, or a start would count once for each.
-      if [[ ${JOB_COMPLETION_INDEX:-0} == 0 ]]; then may_start "$workdir" "${mode#*=}" || exit 74; fi
+      if [[ ${JOB_COMPLETION_INDEX:-0} == 0 ]]; then
+        may_start "$workdir" "${mode#*=}" || exit 74
+      fi
       run "$@"
       if [[ $(decide "$code") == wait ]]; then sleep "$RESTART_WAIT_S"; fi
       ;;

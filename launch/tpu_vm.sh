@@ -22,7 +22,8 @@ everywhere() { tpu tpu-vm ssh --worker=all --command="$1"; }
 up() {
   local request node
   while :; do
-    request=$(tpu queued-resources describe --format='value(state.state)' 2> /dev/null) || request=none
+    request=$(tpu queued-resources describe --format='value(state.state)' 2> /dev/null) ||
+      request=none
     node=$(tpu tpu-vm describe --format='value(state)' 2> /dev/null) || node=none
     say "$TPU_NAME: request $request, slice $node"
     case $request:$node in
@@ -60,12 +61,15 @@ case ${1:-} in
   up | stop | down) "$1" ;;
   run)
     shift
-    : "${IMAGE:?of launch/Dockerfile.tpu, in a registry}" "${NFS:?server:/export}" "${SHARE:?where it is mounted}"
+    : "${IMAGE:?of launch/Dockerfile.tpu, in a registry}"
+    : "${NFS:?server:/export}" "${SHARE:?where it is mounted}"
     workdir=$(workdir_of "$@") || exit
     # What an earlier start left, because ssh broke off, is saved and removed first.
     prepare="set -e
       mountpoint -q $SHARE || {
-        sudo apt-get install -qq -y nfs-common && sudo mkdir -p $SHARE && sudo mount -t nfs $NFS $SHARE
+        sudo apt-get install -qq -y nfs-common
+        sudo mkdir -p $SHARE
+        sudo mount -t nfs $NFS $SHARE
       }
       sudo gcloud auth configure-docker ${IMAGE%%/*} --quiet
       sudo docker pull -q $IMAGE

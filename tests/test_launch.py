@@ -19,9 +19,9 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 AGAIN, WAIT, STOP = (75, 134, 137, 143), (73,), (64, 65, 70, 74, 1, 2, 127, 130)
 
-# A process of a run: its n-th start does what the n-th line of `plan` says, which has a word for each
-# process: a code to end with, `save` (a checkpoint, then 75), `hang`, `killed`, or `term` (save when
-# SIGTERM comes).
+# A process of a run. Its n-th start does what the n-th line of `plan` says, which has a word for
+# each process: a code to end with, `save` (a checkpoint, then 75), `hang`, `killed`, or `term`
+# (save when SIGTERM comes).
 WORKER = r"""#!/usr/bin/env bash
 me=${JAX_PROCESS_ID:-${SLURM_PROCID:-0}}
 n=$(($(cat starts.$me 2> /dev/null | wc -l) + 1))
