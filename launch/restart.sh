@@ -151,7 +151,7 @@ main() {
     keep) keep_running "$workdir" "$@" ;;
     --note)
       run "$@"
-      echo "$code" > "$workdir.launch/codes/$HOSTNAME.$$"
+      echo "$code" > "$workdir.launch/codes/$HOSTNAME.$$" || say "exit code $code not noted"
       ;;
     --attempt=*)
       # Of a JobSet's pods only the first counts, or a start would count once for each.

@@ -48,6 +48,7 @@ start() {
   local ended=0
   up
   forget_codes "$workdir"
+  chmod a+w "$workdir.launch/codes" # for the image's user
   # A host that goes away now is one that was lost.
   everywhere "$prepare" || return 137
   everywhere "$command" || ended=$?
@@ -67,6 +68,7 @@ case ${1:-} in
     # What an earlier start left, because ssh broke off, is saved and removed first.
     prepare="set -e
       mountpoint -q $SHARE || {
+        sudo apt-get update -qq
         sudo apt-get install -qq -y nfs-common
         sudo mkdir -p $SHARE
         sudo mount -t nfs $NFS $SHARE

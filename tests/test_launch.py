@@ -13,6 +13,7 @@ import time
 import pytest
 import yaml
 
+from tests import runs
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -31,12 +32,12 @@ IFS=' ' read -ra words < <(sed -n "${n}p" plan)
 save() { mkdir -p "run/checkpoints/$((n * 10))"; exit 75; }
 case ${words[$me]:-0} in
   save) save ;;
-  hang) exec sleep 30 ;;
+  hang) exec sleep 20 ;;
   killed) kill -KILL $$ ;;
   term)
     trap save TERM
     echo > ready.$me
-    while :; do sleep 0.05; done
+    for _ in {1..200}; do sleep 0.05; done # and not for ever, should a test fail
     ;;
   *) exit "${words[$me]:-0}" ;;
 esac
@@ -70,6 +71,13 @@ def run(place, plan, *argv, **more):
     return subprocess.run(
         argv, cwd=place, env=environment(place, more), capture_output=True, text=True, timeout=20
     )
+
+
+def start(place, plan, *argv, **more):
+    """Start a launcher; a fixture ends it should the test fail."""
+    (place / "plan").write_text(plan)
+    runs.STARTED.append(subprocess.Popen(argv, cwd=place, env=environment(place, more)))
+    return runs.STARTED[-1]
 
 
 def starts(place, process=0):
@@ -119,14 +127,12 @@ def test_the_table_in_the_readme_is_what_is_decided():
     assert table == {code: ask("decide", code) for code in (0, *AGAIN, *WAIT, 64, 65, 70, 74)}
 
 
-def test_a_locked_directory_is_tried_again_later(place):
-    before = time.monotonic()
-    assert run(place, [75, 0], *RESTART, RESTART_WAIT_S="1.5").returncode == 0
-    middle = time.monotonic()
-    (place / "starts.0").unlink()
-    assert run(place, [73, 0], *RESTART, RESTART_WAIT_S="1.5").returncode == 0
-    assert time.monotonic() - middle > 1.5 > middle - before
-    assert ask("echo", "$RESTART_WAIT_S") == "60"
+def test_a_locked_directory_is_tried_again_after_a_minute(place):
+    put(place, "sleep", '#!/usr/bin/env bash\necho "$*" >> slept\n')
+    assert run(place, [75, 0], *RESTART, RESTART_WAIT_S="").returncode == 0
+    assert not (place / "slept").exists()
+    assert run(place, [75, 0, 73, 0], *RESTART, RESTART_WAIT_S="").returncode == 0
+    assert (place / "slept").read_text() == "60\n"
 
 
 def test_three_starts_without_a_new_checkpoint_are_enough(place):
@@ -151,8 +157,7 @@ def test_by_hand_it_may_be_started_again(place):
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
 @pytest.mark.parametrize("argv", (RESTART, LOCAL))
 def test_a_signal_is_handed_on_and_ends_it(place, argv, number):
-    (place / "plan").write_text("term term\n" * 3)
-    launcher = subprocess.Popen(argv, cwd=place, env=environment(place, {}))
+    launcher = start(place, "term term\n" * 3, *argv)
     for process in range(2 if argv is LOCAL else 1):
         wait_for(place / f"ready.{process}")
     launcher.send_signal(number)
@@ -300,6 +305,11 @@ def test_slurm_tasks_that_left_no_note_leave_it_to_srun(slurm):
     assert (place / "scontrol").exists()
 
 
+def test_a_code_that_cannot_be_noted_is_still_the_exit_code(place):
+    out = run(place, [65], *RESTART[:2], "--note", *RESTART[2:])
+    assert out.returncode == 65 and "exit code 65 not noted" in out.stderr
+
+
 def test_slurm_counts_starts_over_requeues(slurm):
     place, env = slurm
     for attempt in range(3):
@@ -310,8 +320,7 @@ def test_slurm_counts_starts_over_requeues(slurm):
 
 def test_slurm_a_job_that_is_cancelled_saves_and_stays_away(slurm):
     place, env = slurm
-    (place / "plan").write_text("term term")
-    job = subprocess.Popen(SBATCH, cwd=place, env=environment(place, env))
+    job = start(place, "term term", *SBATCH, **env)
     for task in range(2):
         wait_for(place / f"ready.{task}")
     job.terminate()
@@ -387,8 +396,7 @@ def test_tpu_a_slice_that_was_preempted_is_queued_for_again(place):
 
 def test_tpu_a_signal_lets_every_host_save(place):
     put(place, "gcloud", GCLOUD)
-    (place / "plan").write_text("term term")
-    launcher = subprocess.Popen(TPU_RUN, cwd=place, env=environment(place, TPU))
+    launcher = start(place, "term term", *TPU_RUN, **TPU)
     for host in range(2):
         wait_for(place / f"ready.{host}")
     launcher.send_signal(signal.SIGINT)
