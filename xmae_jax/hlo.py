@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_ITEM = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2}
+_ITEM = {"pred": 1.0, "s4": 0.5, "u4": 0.5, "bf16": 2.0, "f16": 2.0}
 _ARRAY = re.compile(r"(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "call",
          "conditional", "after-all", "partition-id", "iota"}  # fmt: skip

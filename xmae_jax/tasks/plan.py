@@ -352,7 +352,7 @@ def _help(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
 def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
     """Find the cheapest recomputation for the config's batch, and the largest batch a chip.
 
-    Guesses come from programs compiled with the least effort, which takes a third of the time;
+    Guesses come from programs compiled with less effort, which takes a third of the time;
     what is reported was compiled as a run would.
     """
     if place.chip is None:
@@ -366,7 +366,7 @@ def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
         changed = dataclasses.replace(
             config, remat=remat, batch_size=films * shards, micro_batch_size=None
         )
-        jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else 0.0)
+        jax.config.update("jax_optimization_level", "O1" if quick else "UNKNOWN")
         point = _point(changed, mesh, place)
         told = "fits" if point.fits else "does not fit"
         how = ", quickly compiled" * (quick and place.compiles)
