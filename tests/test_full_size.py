@@ -46,7 +46,7 @@ def test_one_step_at_1280_px_fits_into_14_gib(films, tmp_path):
     print(f"peak resident memory {peak / 2**30:.1f} GiB")
     assert peak <= 14 * 2**30
     (line,) = lines(tmp_path / "run")
-    assert line["skipped"] == 0 and 0.5 < line["training_loss"] < 2
+    assert line["skipped"] == 0 and 0.5 < line["training_loss"] < 4
 
 
 def test_blocks_and_recomputation_at_640_px_give_plain_attention_s_gradient(films):

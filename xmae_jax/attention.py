@@ -65,10 +65,41 @@ def choose(length: int, dtype: jnp.dtype) -> Backend:
     return "cudnn" if platform in ("gpu", "cuda") and dtype != jnp.float32 else "chunked"
 
 
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
 def _plain(q: Array, k: Array, v: Array) -> Array:
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+    """Hold all scores, but keep none for the gradient: they cost less to compute than to store."""
+    return _plain_forward(q, k, v)[0]
+
+
+def _plain_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # b heads n hd
+    scores = _product("bhqd,bhkd->bhqk", q, k) * q.shape[-1] ** -0.5
+    top = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = (_product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
+    return out.swapaxes(1, 2), (q, k, v, out, top + jnp.log(total))
+
+
+def _plain_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
+    q, k, v, out, log_total = residuals
+    scale, d_out = q.shape[-1] ** -0.5, d_out.swapaxes(1, 2)
+    weights = jnp.exp(_product("bhqd,bhkd->bhqk", q, k) * scale - log_total)
+    # The softmax's gradient needs each query's sum of d_out * out only.
+    inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
+    d_scores = weights * (_product("bhqd,bhkd->bhqk", d_out, v) - inner) * scale
+    d_scores = d_scores.astype(q.dtype)
+    d_q = _product("bhqk,bhkd->bhqd", d_scores, k)
+    d_k = _product("bhqk,bhqd->bhkd", d_scores, q)
+    d_v = _product("bhqk,bhqd->bhkd", weights.astype(d_out.dtype), d_out)
+    d_q, d_k, d_v = (x.swapaxes(1, 2).astype(q.dtype) for x in (d_q, d_k, d_v))
+    return d_q, d_k, d_v
+
+
+_plain.defvjp(_plain_forward, _plain_backward)
 
 
 def _pad(x: Array, multiple: int) -> Array:
@@ -132,8 +163,7 @@ def _unblock(x: Array, n: int) -> Array:
 
 def _scores(q: Array, k: Array, first: Array, m: int) -> Array:
     """Score a block of queries and a block of keys that starts at key `first` of m."""
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
+    scores = _product("bhqd,bhkd->bhqk", q, k) * q.shape[-1] ** -0.5
     real = first + jnp.arange(k.shape[2]) < m
     return jnp.where(real[None, None, None], scores, -jnp.inf)
 
@@ -152,10 +182,7 @@ def _chunked_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, 
             new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
             weights = jnp.exp(scores - new_top)
             shrink = jnp.exp(top - new_top)
-            seen = jnp.einsum(
-                "bhqk,bhkd->bhqd", weights.astype(values.dtype), values,
-                preferred_element_type=jnp.float32,
-            )  # fmt: skip
+            seen = _product("bhqk,bhkd->bhqd", weights.astype(values.dtype), values)
             total = total * shrink + weights.sum(axis=-1, keepdims=True)
             return (acc * shrink + seen, new_top, total), None
 
@@ -178,11 +205,9 @@ def _chunked_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array
     n, m = q.shape[1], k.shape[1]
     block_q, block_k = min(_BLOCK_Q, n), min(_BLOCK_K, m)
     queries, d_outs = _blocks(q, block_q), _blocks(d_out, block_q)
-    # The softmax's gradient needs each query's sum of d_out * out only.
     inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
     inner = _blocks(inner, block_q)
     scale = q.shape[-1] ** -0.5
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def one_key_block(d_queries, x):
         keys, values, first = x
@@ -191,11 +216,11 @@ def _chunked_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array
             d_keys, d_values = carry
             queries, d_out, inner, log_total = x
             weights = jnp.exp(_scores(queries, keys, first, m) - log_total)
-            d_weights = product("bhqd,bhkd->bhqk", d_out, values)
+            d_weights = _product("bhqd,bhkd->bhqk", d_out, values)
             d_scores = (weights * (d_weights - inner) * scale).astype(q.dtype)
-            d_values += product("bhqk,bhqd->bhkd", weights.astype(d_out.dtype), d_out)
-            d_keys += product("bhqk,bhqd->bhkd", d_scores, queries)
-            return (d_keys, d_values), product("bhqk,bhkd->bhqd", d_scores, keys)
+            d_values += _product("bhqk,bhqd->bhkd", weights.astype(d_out.dtype), d_out)
+            d_keys += _product("bhqk,bhqd->bhkd", d_scores, queries)
+            return (d_keys, d_values), _product("bhqk,bhkd->bhqd", d_scores, keys)
 
         zeros = jnp.zeros(keys.shape, jnp.float32)
         (d_keys, d_values), more = jax.lax.scan(

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
-from xmae_jax.models.layers import Block, Compute, scan, stack
+from xmae_jax.models.layers import Block, Compute, gelu, scan, stack
 from xmae_jax.models.position import sincos_2d
 from xmae_jax.models.vit import ConvStem
 
@@ -103,3 +103,17 @@ def test_initial_values():
     assert (kernel[0] != kernel[1]).all()
     assert (params["attention"]["qkv"]["bias"] == 0).all()
     assert (params["norm1"]["scale"] == 1).all()
+
+
+def test_gelu_and_its_gradient():
+    x = np.linspace(-8, 8, 4001)
+    below = 0.5 * (1 + erf(x / np.sqrt(2)))
+    slope = below + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
+    f32 = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(gelu(f32), x * below, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(f32), slope, atol=1e-6)
+    narrow = gelu(f32.astype(jnp.bfloat16))
+    assert narrow.dtype == jnp.bfloat16
+    want = np.asarray(f32.astype(jnp.bfloat16), np.float64)
+    want = want * 0.5 * (1 + erf(want / np.sqrt(2)))
+    np.testing.assert_allclose(narrow.astype(jnp.float32), want, rtol=2**-8, atol=1e-6)
