@@ -14,7 +14,7 @@ LAYERS = [
     {"config"},
     {"optim", "objectives", "data"},
     {"models"},
-    {"attention", "clock", "digest", "lock", "metrics", "rng", "seal", "sharding"},
+    {"attention", "clock", "digest", "hosts", "lock", "metrics", "rng", "seal", "sharding", "stop"},
     {"typing"},
 ]
 MODELS = {"models", "objectives"}

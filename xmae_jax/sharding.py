@@ -6,6 +6,7 @@ their moments and averages, are split over `fsdp` along one axis each.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from xmae_jax.typing import leaf_path
 
@@ -67,19 +69,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def host_rows(mesh: Mesh, rows: int) -> slice:
-    """Return which rows of a global batch of `rows` this process loads."""
-    if rows % mesh.size:
-        raise ValueError(f"a batch of {rows} rows does not split over {mesh.size} devices")
-    spans = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    starts = [span[0].indices(rows)[:2] for span in spans if span is not None]
-    return slice(min(low for low, _ in starts), max(high for _, high in starts))
+def host_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " r"]:
+    """Return which rows of a global batch of `rows` this process loads, in order.
+
+    They need not lie together, and another process may load some of them too.
+    """
+    sharding = batch_sharding(mesh)
+    parts = math.prod(mesh.shape[axis] for axis in sharding.spec[0])
+    if rows % parts:
+        raise ValueError(f"a batch of {rows} rows does not split over {parts} devices")
+    spans = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique([np.arange(rows)[span] for span in spans if span is not None])
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, jax.Array]:
-    """Join every process's rows to arrays of the global batch."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
-        for name, array in batch.items()
-    }
+    """Join every process's `host_rows` to arrays of the global batch."""
+    sharding, own = batch_sharding(mesh), host_rows(mesh, rows)
+
+    def join(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            low, high, _ = index[0].indices(rows)
+            place = int(np.searchsorted(own, low))
+            return local[place : place + high - low]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
+
+    return {name: join(array) for name, array in batch.items()}
