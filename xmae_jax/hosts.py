@@ -46,7 +46,7 @@ def start(heartbeat_seconds: float) -> None:
     """
     global _heartbeat_s
     given = [os.environ.get(name) for name in _LAUNCH]
-    known = {}
+    known: dict[str, Any] = {}
     if None not in given:
         address, count, index = given
         known = dict(

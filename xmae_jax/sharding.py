@@ -87,10 +87,10 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, 
     sharding, own = batch_sharding(mesh), host_rows(mesh, rows)
 
     def join(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             low, high, _ = index[0].indices(rows)
-            place = int(np.searchsorted(own, low))
-            return local[place : place + high - low]
+            start = int(np.searchsorted(own, low))
+            return local[start : start + high - low]
 
         return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
 
