@@ -112,3 +112,91 @@ def test_asked_to_stop_both_save_one_step_and_one_process_goes_on(shards, refere
     rc, text = finish(again(tmp_path))
     assert rc == 0 and f"resumed at step {stopped}" in text, text
     assert_agrees(tmp_path, reference, steps=30)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_who_waits_for_a_killed_process_is_ended(tmp_path, victim):
+    (tmp_path / "agree.py").write_text(AGREE)
+    argv = [sys.executable, str(tmp_path / "agree.py"), "2"]  # nobody fails
+    processes = start_hosts(argv, PYTHONPATH=str(ROOT))
+    for process in processes:
+        wait_for(process, "agreed")
+    processes[victim].kill()
+    took = survived(processes, victim)
+    assert took < HEARTBEAT + 10, took
+
+
+def survived(processes, victim):
+    """Return how many seconds a process lives on after the death of the other."""
+    processes[victim].wait()
+    began = time.monotonic()
+    codes, out = finish_hosts(processes)
+    took = time.monotonic() - began
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] in ABORTED, out
+    print(f"process {victim} killed: the other ended {took:.1f} s later with {codes[1 - victim]}")
+    return took
+
+
+DYING = """
+import os, signal, sys
+victim, where = sys.argv.pop(1).split()
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["JAX_PROCESS_ID"] == victim:
+    import xmae_jax.checkpoint as c
+    from orbax.checkpoint._src.path import atomicity
+    save = c.Checkpoints.save
+
+    def dying(self, step, state):
+        if step == 20 and where == "committing":  # arrays are on disk, the step has no name yet
+            for kind in vars(atomicity).values():
+                if isinstance(kind, type) and "finalize" in vars(kind):
+                    kind.finalize = die
+        elif step == 20 and where == "reading":
+            c.read_back = die
+        save(self, step, state)
+        if step == 20 and where == "writing":
+            die()
+
+    c.Checkpoints.save = dying
+
+from xmae_jax import main
+sys.exit(main.main(["main", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "where", ["0 step", "1 step", "0 writing", "1 writing", "0 committing", "0 reading"]
+)
+def test_one_is_killed(shards, reference, tmp_path, where):
+    workdir, script = tmp_path / "run", tmp_path / "dying.py"
+    script.write_text(DYING)
+    argv = command(shards, workdir, *FLAGS)
+    dying = [sys.executable, str(script), where, *argv[3:]]
+    processes = hosts(dying, PYTHONPATH=str(ROOT))
+    victim = int(where[0])
+    if where.endswith("step"):
+        wait_for(processes[0], "step 23/30")
+        processes[victim].kill()
+    assert survived(processes, victim) < HEARTBEAT + 10
+    steps = {p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()}
+    whole = where.endswith(("step", "reading"))
+    assert steps == ({"10", "20"} if whole else {"10"})
+
+    # From there with both, and with one alone.
+    alone = shutil.copytree(workdir, tmp_path / "alone")
+    rc, out = finish(again(alone))
+    assert rc == 0 and f"resumed at step {20 if whole else 10}" in out, out
+    codes, told = finish_hosts(hosts(argv))
+    assert codes == [0, 0] and f"resumed at step {20 if whole else 10}" in told[0], told
+    for run in (workdir, alone):
+        assert assert_sound(run) == [30, 20]
+        seen = {line["step"]: line for line in lines(run)}
+        for line in lines(reference):
+            twin = seen.pop(line["step"])
+            assert twin["batch_digest"] == line["batch_digest"]
+            assert twin["training_loss"] == pytest.approx(line["training_loss"], rel=1e-5)
+        assert not seen
