@@ -10,10 +10,10 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
@@ -25,29 +25,15 @@ from xmae_jax.data.batch import EveryRow, LoadStep, loader
 from xmae_jax.data.plan import Plan
 from xmae_jax.digest import sha256
 from xmae_jax.incidents import Incidents
-from xmae_jax.lock import RunLock
 from xmae_jax.metrics import values
 from xmae_jax.optim import Optimizer, merge, split
 from xmae_jax.rundir import Run, last_logged, set_aside_after
 from xmae_jax.stop import Stop
-from xmae_jax.typing import Objective, TrainState
+from xmae_jax.typing import Evaluator, Objective, TrainState
 
 
 class Preempted(Exception):
     """The run was asked to stop, and has saved; main exits 75."""
-
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """Turns rows of one of the objective's predictions into numbers and pictures."""
-
-    predict: str
-
-    def evaluate(self, splits: Any) -> tuple[dict[str, Any], str]: ...
-
-    def table(self, metrics: dict[str, Any]) -> str: ...
-
-    def draw(self, rows: Any, path: Path, *, title: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +52,8 @@ class Permit:
 
     fresh: bool
     """Start anew where there are checkpoints and none can be used."""
-    lock: RunLock | None
-    """Held by process 0."""
+    check_lock: Callable[[], None]
+    """Raises Locked if another run has taken over."""
 
 
 def train(
@@ -248,7 +234,7 @@ def _train(
                 say(clock.progress(done, line))
 
             if done % config.checkpoint_every == 0 or last:
-                _check_lock(permit)
+                permit.check_lock()
                 # A step that ends the run is not saved, and what is saved is on record.
                 incidents.look()
                 with clock.time("ckpt"):
@@ -260,7 +246,7 @@ def _train(
     # The end: what the next run, or a reader, can compare.
     clock.alive("last checkpoint")
     done = int(state.step)
-    _check_lock(permit)
+    permit.check_lock()
     if checkpoints.newest != done:
         checkpoints.save(done, state)
     if not _settle(checkpoints, writer, done, say):
@@ -286,12 +272,6 @@ def _settle(
         writer.write("event", done, {"event": "bad_checkpoint", "problem": problem})
         say(problem)
     return problem is None
-
-
-def _check_lock(permit: Permit) -> None:
-    """Raise Locked if another run has taken over."""
-    if permit.lock is not None:
-        permit.lock.check()
 
 
 def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
@@ -385,11 +365,12 @@ class _Looker:
         for name, evaluator in self.evaluators.items():
             folder = self.workdir / "eval" / name / f"step_{done}"
             due = last or done % self.config.eval_every == 0
-            if due and not _there(folder / "metrics.json"):  # it is written last
+            last_written = folder / "metrics.json"
+            if due and not hosts.from_first(last_written.is_file):
                 self._evaluate(name, evaluator, state, done, folder, say)
             path = self.workdir / "pictures" / f"step_{done}" / f"{name}.png"
             due = last or done % self.config.picture_every == 0
-            if due and not _there(path):
+            if due and not hosts.from_first(path.is_file):
                 rows = list(self._rows(evaluator, state, "val", 8))
                 if hosts.is_first():
                     evaluator.draw(rows, path, title=f"{self.config.name}, step {done:,}")
@@ -408,10 +389,6 @@ class _Looker:
             writers.write_atomic(folder / "predictions.csv", predictions)
             writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         say(evaluator.table(metrics))
-
-
-def _there(path: Path) -> bool:
-    return hosts.from_first(path.is_file)
 
 
 class _Asked(Exception):

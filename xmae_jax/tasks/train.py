@@ -50,7 +50,8 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
                 f"--workdir={workdir}: process {hosts.own()} does not see there what process 0"
                 " writes; it is to lie on a file system that all hosts share"
             )
-        permit = train.Permit(fresh=allow_fresh, lock=held)
+        check = held.check if held else lambda: None
+        permit = train.Permit(fresh=allow_fresh, check_lock=check)
         _run(config, objective, workdir, permit, allow_config_change=allow_config_change)
 
 
