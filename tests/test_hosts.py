@@ -14,6 +14,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.runs import again, command, finish, finish_hosts, lines, start_hosts
+from tests.test_reliability import damaged_copy, shard_record
+from xmae_jax import lock
 
 HEARTBEAT = 10
 FLAGS = ("--config.total_steps=30", f"--config.guard.heartbeat_seconds={HEARTBEAT}")
@@ -200,3 +202,93 @@ def test_one_is_killed(shards, reference, tmp_path, where):
             assert twin["batch_digest"] == line["batch_digest"]
             assert twin["training_loss"] == pytest.approx(line["training_loss"], rel=1e-5)
         assert not seen
+
+
+def test_a_wrong_start_is_told_by_all(shards, tmp_path):
+    rc, out = finish([*command(shards, tmp_path), "--distributed"])
+    assert rc == 64 and "set JAX_COORDINATOR_ADDRESS" in out, out
+    with lock.acquire(tmp_path):
+        codes, out = finish_hosts(hosts(command(shards, tmp_path)))
+    assert codes == [73, 73] and "is in use by process" in out[1], out
+
+
+@pytest.mark.slow
+def test_interrupted_in_an_evaluation_both_stop_and_make_up_for_it(shards, reference, tmp_path):
+    # Every film is looked at, so that it takes a while.
+    argv = command(shards, tmp_path, *FLAGS, "--config.eval_every=10", "--config.eval_rows=40")
+    processes = hosts(argv)
+    wait_for(processes[0], "step 10/30")
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    codes, out = finish_hosts(processes)
+    assert codes == [75, 75], out
+    assert [e["step"] for e in lines(tmp_path, "event")] == [10]
+    assert not lines(tmp_path, "eval") and assert_sound(tmp_path) == [10]
+    codes, out = finish_hosts(hosts(argv))
+    assert codes == [0, 0] and "resumed at step 10" in out[0], out
+    assert [line["step"] for line in lines(tmp_path, "eval")] == [10, 20, 30]
+    assert_agrees(tmp_path, reference, steps=30)
+
+
+def stopped(processes, text):
+    """Stop hosts after a step; return at which they did."""
+    wait_for(processes[0], text)
+    processes[-1].send_signal(signal.SIGTERM)
+    codes, out = finish_hosts(processes)
+    assert set(codes) == {75}, out
+    return out[0]
+
+
+@pytest.mark.slow
+def test_a_state_goes_from_one_layout_of_hosts_to_another(shards, reference, tmp_path):
+    """Parameters are split over all devices, so that no host holds them."""
+    argv = command(shards, tmp_path, *FLAGS, "--config.mesh.fsdp=4")
+    stopped(hosts(argv), "step  4/30")
+    assert "resumed at step" in stopped(start_hosts(argv, hosts=1, devices=4), "step  9/30")
+    # One device, then four processes of one; on the way back the newest step is damaged.
+    one = [*argv, "--config.mesh.fsdp=1", "--allow_config_change"]
+    assert "resumed at step" in stopped(start_hosts(one, hosts=1, devices=1), "step 14/30")
+    four = [*argv, "--allow_config_change", "--distributed"]
+    assert "resumed at step" in stopped(start_hosts(four, hosts=4, devices=1), "step 19/30")
+    newest, before = assert_sound(tmp_path)
+    for data in (tmp_path / f"checkpoints/{newest}/state").rglob("d/*"):
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 16
+        data.write_bytes(content)
+    codes, out = finish_hosts(hosts(argv))
+    assert codes == [0, 0], out
+    assert f"checkpoint {newest}: " in out[0] and f"resumed at step {before}" in out[0]
+    seen = {line["step"]: line for line in lines(tmp_path)}
+    want = [line["training_loss"] for line in lines(reference)]
+    np.testing.assert_allclose([seen[i]["training_loss"] for i in range(1, 31)], want, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_bad_data_that_one_host_meets_ends_both_or_is_left_out(shards, tmp_path):
+    where, position = damaged_copy(shards, tmp_path / "shards", record=shard_record(shards))
+    few = [f"--config.guard.heartbeat_seconds={HEARTBEAT}", "--config.total_steps=12"]
+    argv = command(tmp_path / "shards", tmp_path / "a", *few)
+    codes, out = finish_hosts(hosts(argv))
+    assert codes == [65, 65], out
+    assert all(where in text and f"record {position}" in text for text in out)
+    assert sum("has ended the run with 65" in text for text in out) == 1
+
+    few += ["--config.data.bad_records=skip", "--config.data.max_bad_share=0.1"]
+    rc, out = finish(command(tmp_path / "shards", tmp_path / "one", *few))
+    assert rc == 0, out
+    codes, out = finish_hosts(hosts(command(tmp_path / "shards", tmp_path / "two", *few)))
+    assert codes == [0, 0], out
+    assert lines(tmp_path / "two", "event") == lines(tmp_path / "one", "event") != []
+
+
+@pytest.mark.slow
+def test_hosts_that_diverge_end_together(shards, tmp_path):
+    poison = "--config.debug.poison_step=3-20:nan"
+    codes, out = finish_hosts(hosts(command(shards, tmp_path, *FLAGS, poison)))
+    assert codes == [70, 70] and "up to step 12" in out[0], out
+    assert [line["step"] for line in lines(tmp_path, "event")] == list(range(3, 13))
+    for step in range(3, 13):
+        parts = [np.load(tmp_path / f"debug/step_{step}{end}/batch.npz") for end in ("", ".1")]
+        assert [len(part["id"]) for part in parts] == [4, 4]
+        assert len({tuple(i) for part in parts for i in part["id"].tolist()}) == 8
+    assert assert_sound(tmp_path) == [10]
