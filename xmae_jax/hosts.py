@@ -52,7 +52,10 @@ def start(heartbeat_seconds: float) -> None:
         known = dict(
             coordinator_address=address, num_processes=int(count or ""), process_id=int(index or "")
         )
-    jax.distributed.initialize(**known, heartbeat_timeout_seconds=int(heartbeat_seconds))
+    try:
+        jax.distributed.initialize(**known, heartbeat_timeout_seconds=int(heartbeat_seconds))
+    except jax.errors.JaxRuntimeError as error:  # such as a port that is taken
+        raise ConnectionError(f"--distributed: {error}") from None
     _heartbeat_s = heartbeat_seconds
     if several():
         threading.Thread(target=_watch, name="hosts", daemon=True).start()
