@@ -6,12 +6,15 @@ their moments and averages, are split over `fsdp` along one axis each.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
@@ -95,3 +98,22 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, 
         return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
 
     return {name: join(array) for name, array in batch.items()}
+
+
+def connect(mesh: Mesh) -> None:
+    """Bring every group of devices together once, while all processes are at the same place.
+
+    Gloo, which joins CPUs, gives up a group of which a process is 30 s late, as it may be at its
+    first step for having had to compile; of groups that know each other it never does.
+    """
+    multihost_utils.sync_global_devices("connect")
+    names = tuple(name for name, size in mesh.shape.items() if size > 1)
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, P(names)), lambda i: np.ones(mesh.size, np.float32)[i]
+    )
+    for count in range(1, len(names) + 1):
+        for axes in itertools.combinations(names, count):
+            rest = tuple(name for name in names if name not in axes)
+            total = partial(jax.lax.psum, axis_name=axes)
+            summed = jax.shard_map(total, mesh=mesh, in_specs=P(names), out_specs=P(rest))
+            jax.block_until_ready(jax.jit(summed)(ones))

@@ -151,7 +151,7 @@ def _check_place(config: Config, workdir: Path) -> None:
 
 
 def _mesh(config: Config) -> jax.sharding.Mesh:
-    """Lay out the mesh, and see that rows split over it and that each process has a part."""
+    """Lay out the mesh, see that rows split over it and each process has a part, and connect."""
     if jax.process_count() > 1 and not hosts.several():
         raise ConfigError(f"one of {jax.process_count()} processes: start it with --distributed")
     try:
@@ -162,6 +162,8 @@ def _mesh(config: Config) -> jax.sharding.Mesh:
     if hosts.several() and mesh.size < jax.device_count():
         raise ConfigError(f"config.mesh: {mesh.size} of {jax.device_count()} devices; with several"
                           " processes it takes all of them")  # fmt: skip
+    if hosts.several():
+        sharding.connect(mesh)
     return mesh
 
 
