@@ -16,6 +16,8 @@ from tests.conftest import ROOT
 from tests.runs import again, command, finish, finish_hosts, lines, start_hosts
 from tests.test_reliability import damaged_copy, shard_record
 from xmae_jax import lock
+from xmae_jax.data.plan import Plan
+from xmae_jax.rundir import read_run
 
 HEARTBEAT = 10
 FLAGS = ("--config.total_steps=30", f"--config.guard.heartbeat_seconds={HEARTBEAT}")
@@ -27,11 +29,13 @@ def hosts(argv, **options):
 
 
 def wait_for(process, text):
-    """Read what a process prints until a line begins with `text`."""
+    """Read what a process prints until a line begins with `text`; return it."""
+    told = []
     for line in process.stdout:
+        told.append(line)
         if line.startswith(text):
-            return
-    raise AssertionError(f"ended without {text}")
+            return "".join(told)
+    raise AssertionError(f"ended without {text}: {''.join(told)}")
 
 
 def assert_agrees(workdir, reference, *, steps):
@@ -231,12 +235,12 @@ def test_interrupted_in_an_evaluation_both_stop_and_make_up_for_it(shards, refer
 
 
 def stopped(processes, text):
-    """Stop hosts after a step; return at which they did."""
-    wait_for(processes[0], text)
+    """Stop hosts after a step; return what the first of them printed."""
+    told = wait_for(processes[0], text)
     processes[-1].send_signal(signal.SIGTERM)
     codes, out = finish_hosts(processes)
     assert set(codes) == {75}, out
-    return out[0]
+    return told + out[0]
 
 
 @pytest.mark.slow
@@ -287,8 +291,10 @@ def test_hosts_that_diverge_end_together(shards, tmp_path):
     codes, out = finish_hosts(hosts(command(shards, tmp_path, *FLAGS, poison)))
     assert codes == [70, 70] and "up to step 12" in out[0], out
     assert [line["step"] for line in lines(tmp_path, "event")] == list(range(3, 13))
+    (source,) = read_run(tmp_path).sources
+    plan = Plan(0, (source["records"],), (8,), (source["digest"],))
     for step in range(3, 13):
         parts = [np.load(tmp_path / f"debug/step_{step}{end}/batch.npz") for end in ("", ".1")]
-        assert [len(part["id"]) for part in parts] == [4, 4]
-        assert len({tuple(i) for part in parts for i in part["id"].tolist()}) == 8
+        ids = np.concatenate([part["id"] for part in parts])
+        np.testing.assert_array_equal(ids, plan.ids(step - 1))
     assert assert_sound(tmp_path) == [10]
