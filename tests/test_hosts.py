@@ -4,6 +4,7 @@ A process of two simulated devices stands for a host; they talk over the loopbac
 """
 
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -214,6 +215,20 @@ def test_a_wrong_start_is_told_by_all(shards, tmp_path):
     with lock.acquire(tmp_path):
         codes, out = finish_hosts(hosts(command(shards, tmp_path)))
     assert codes == [73, 73] and "is in use by process" in out[1], out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("differs", "told"),
+    [
+        ("--config.seed=$JAX_PROCESS_ID", "another config than process 0"),
+        ("--workdir={}/$JAX_PROCESS_ID", "a file system that all hosts share"),
+    ],
+)
+def test_processes_that_were_started_otherwise_are_refused(shards, tmp_path, differs, told):
+    argv = shlex.join([*command(shards, tmp_path / "run"), "--distributed"])
+    codes, out = finish_hosts(start_hosts(["bash", "-c", f"{argv} {differs.format(tmp_path)}"]))
+    assert codes == [64, 64] and told in out[0] and told in out[1], out
 
 
 @pytest.mark.slow
