@@ -20,8 +20,9 @@ from xmae_jax import lock
 from xmae_jax.data.plan import Plan
 from xmae_jax.rundir import read_run
 
+# The least, where a process is killed; elsewhere the default, since tests load the machine.
 HEARTBEAT = 10
-FLAGS = ("--config.total_steps=30", f"--config.guard.heartbeat_seconds={HEARTBEAT}")
+THIRTY = "--config.total_steps=30"
 ABORTED = (134, -signal.SIGABRT)
 
 
@@ -102,7 +103,7 @@ def test_processes_agree_and_end_with_one_code(tmp_path, fails):
 
 
 def test_asked_to_stop_both_save_one_step_and_one_process_goes_on(shards, reference, tmp_path):
-    processes = hosts(command(shards, tmp_path, *FLAGS))
+    processes = hosts(command(shards, tmp_path, THIRTY))
     wait_for(processes[0], "step 12/30")
     processes[1].send_signal(signal.SIGTERM)
     time.sleep(2)
@@ -181,7 +182,7 @@ sys.exit(main.main(["main", *sys.argv[1:]]))
 def test_one_is_killed(shards, reference, tmp_path, where):
     workdir, script = tmp_path / "run", tmp_path / "dying.py"
     script.write_text(DYING)
-    argv = command(shards, workdir, *FLAGS)
+    argv = command(shards, workdir, THIRTY, f"--config.guard.heartbeat_seconds={HEARTBEAT}")
     dying = [sys.executable, str(script), where, *argv[3:]]
     processes = hosts(dying, PYTHONPATH=str(ROOT))
     victim = int(where[0])
@@ -234,7 +235,7 @@ def test_processes_that_were_started_otherwise_are_refused(shards, tmp_path, dif
 @pytest.mark.slow
 def test_interrupted_in_an_evaluation_both_stop_and_make_up_for_it(shards, reference, tmp_path):
     # Every film is looked at, so that it takes a while.
-    argv = command(shards, tmp_path, *FLAGS, "--config.eval_every=10", "--config.eval_rows=40")
+    argv = command(shards, tmp_path, THIRTY, "--config.eval_every=10", "--config.eval_rows=40")
     processes = hosts(argv)
     wait_for(processes[0], "step 10/30")
     for process in processes:
@@ -261,7 +262,7 @@ def stopped(processes, text):
 @pytest.mark.slow
 def test_a_state_goes_from_one_layout_of_hosts_to_another(shards, reference, tmp_path):
     """Parameters are split over all devices, so that no host holds them."""
-    argv = command(shards, tmp_path, *FLAGS, "--config.mesh.fsdp=4")
+    argv = command(shards, tmp_path, THIRTY, "--config.mesh.fsdp=4")
     stopped(hosts(argv), "step  4/30")
     assert "resumed at step" in stopped(start_hosts(argv, hosts=1, devices=4), "step  9/30")
     # One device, then four processes of one; on the way back the newest step is damaged.
@@ -285,7 +286,7 @@ def test_a_state_goes_from_one_layout_of_hosts_to_another(shards, reference, tmp
 @pytest.mark.slow
 def test_bad_data_that_one_host_meets_ends_both_or_is_left_out(shards, tmp_path):
     where, position = damaged_copy(shards, tmp_path / "shards", record=shard_record(shards))
-    few = [f"--config.guard.heartbeat_seconds={HEARTBEAT}", "--config.total_steps=12"]
+    few = ["--config.total_steps=12"]
     argv = command(tmp_path / "shards", tmp_path / "a", *few)
     codes, out = finish_hosts(hosts(argv))
     assert codes == [65, 65], out
@@ -303,7 +304,7 @@ def test_bad_data_that_one_host_meets_ends_both_or_is_left_out(shards, tmp_path)
 @pytest.mark.slow
 def test_hosts_that_diverge_end_together(shards, tmp_path):
     poison = "--config.debug.poison_step=3-20:nan"
-    codes, out = finish_hosts(hosts(command(shards, tmp_path, *FLAGS, poison)))
+    codes, out = finish_hosts(hosts(command(shards, tmp_path, THIRTY, poison)))
     assert codes == [70, 70] and "up to step 12" in out[0], out
     assert [line["step"] for line in lines(tmp_path, "event")] == list(range(3, 13))
     (source,) = read_run(tmp_path).sources
