@@ -72,8 +72,9 @@ def get_config() -> ConfigDict:
             ),
             # Deviations above the mean of the last 128 steps at which a step is left out (OLMo-core
             # and MaxText: 6); None never does. Seconds without a sign of life that end a run:
-            # longer than any compilation.
-            guard=dict(spike_sigma=optional(6.0), watchdog_seconds=1800.0),
+            # longer than any compilation. Seconds of silence after which the other processes of a
+            # run take one for dead, and end (JAX: 100).
+            guard=dict(spike_sigma=optional(6.0), watchdog_seconds=1800.0, heartbeat_seconds=60.0),
             # "7:nan", "7-16:inf" or "200:spike": what the loss becomes there; to try the guards.
             debug=dict(poison_step=optional()),
             mesh=dict(data=-1, fsdp=1, tensor=1),

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,25 @@ def start(argv, *, devices=1, **environment):
     )
     STARTED.append(process)
     return process
+
+
+def start_hosts(argv, *, hosts=2, devices=2, **environment):
+    """Start a command as several processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    launch = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(hosts)}
+    return [
+        start(argv, devices=devices, JAX_PROCESS_ID=str(i), **launch, **environment)
+        for i in range(hosts)
+    ]
+
+
+def finish_hosts(processes):
+    """Wait for several processes; return their exit codes and what they printed."""
+    with ThreadPoolExecutor() as pool:
+        out = list(pool.map(lambda process: process.communicate(timeout=300)[0], processes))
+    return [process.returncode for process in processes], out
 
 
 def lines(workdir, kind="train"):

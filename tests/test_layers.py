@@ -16,7 +16,8 @@ LAYERS = [
     {"optim", "objectives", "data"},
     {"models"},
     {"attention"},
-    {"chips", "clock", "digest", "flops", "hlo", "lock", "metrics", "rng", "seal", "sharding"},
+    {"chips", "clock", "digest", "flops", "hlo", "hosts", "lock", "metrics", "rng", "seal"}
+    | {"sharding", "stop"},
     {"typing"},
 ]
 MODELS = {"models", "objectives"}

@@ -6,6 +6,9 @@ and config that it belongs to, and shape, dtype and digest of every leaf, taken 
 Differs from Orbax's CheckpointManager: a restore compares digests and falls back to the step
 before; a saved step is read back before an older one is removed; steps that are abandoned are
 renamed, never overwritten; what this run did not write is left alone.
+
+Every process writes and reads its own part of the state. Process 0 alone judges what it reads,
+renames and removes, and the others go by what it says.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xmae_jax import hosts
 from xmae_jax.digest import flatten, leaf_digests, unflatten
 from xmae_jax.rundir import Run, set_aside
 from xmae_jax.seal import seal, unseal
@@ -98,8 +103,12 @@ def _compare_digests(leaves: dict[str, Any], found: dict[str, str]) -> None:
 def _read(directory: Path, target: dict[str, Any], restore_args: Any) -> dict[str, Any]:
     """Read the leaves of `target`; Unusable whatever goes wrong."""
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    # No process waits here for another, which may find damage and not come.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             state = reader.restore(directory / "state", args=args)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         text = " ".join(str(error).split())
@@ -158,7 +167,7 @@ class Checkpoints:
         self._workdir, self._run, self._config, self._keep = workdir, run, config, keep
         self._folder = Path(workdir).absolute() / "checkpoints"
         for path in self._folder.glob("*"):
-            if _LEFTOVER.fullmatch(path.name):
+            if hosts.is_first() and _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path)
         handler = ocp.CompositeCheckpointHandler(
             state=ocp.StandardCheckpointHandler(), digest=ocp.JsonCheckpointHandler()
@@ -177,9 +186,10 @@ class Checkpoints:
             for name, x in flat.items()
         }
         digest = seal({"step": step, "run": self._run.id, "config": self._config, "leaves": leaves})
-        self._folder.mkdir(exist_ok=True)
-        if (self._folder / str(step)).exists():
-            self.set_aside(step)
+        if hosts.is_first():  # the others wait for it where Orbax begins to save
+            self._folder.mkdir(exist_ok=True)
+            if (self._folder / str(step)).exists():
+                self.set_aside(step)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(flat), digest=ocp.args.JsonSave(digest)
         )
@@ -197,15 +207,22 @@ class Checkpoints:
         step, self._saving = self._saving, None
         with _explained(self._folder / str(step)):
             self._saver.wait_until_finished()
+        problem = hosts.from_first(lambda: self._confirm(step))
+        if problem:
+            self.newest = None
+        _give_back_memory()
+        return problem
+
+    def _confirm(self, step: int) -> str | None:
+        """Read a step back, and remove old ones or say what is wrong with it."""
+        with _explained(self._folder / str(step)):
             _sync(self._folder / str(step))
         try:
             digest = read_digest(self._folder / str(step), self._run.id)
             read_back(self._folder / str(step), digest["leaves"])
         except Unusable as error:
             self.set_aside(step)
-            self.newest = None
             return f"checkpoint {step}: {error}; set aside, older ones are kept"
-        _give_back_memory()
         own = own_steps(self._workdir, self._run.id)
         for old in [old for old in own if old <= step][self._keep :]:
             self._remove(old)
@@ -221,10 +238,10 @@ class Checkpoints:
         wanted = flatten(like)
         damaged: dict[int, str] = {}
         foreign: dict[int, str] = {}
-        for directory in step_directories(self._workdir):
-            step = int(directory.name)
+        steps = hosts.from_first(lambda: [int(d.name) for d in step_directories(self._workdir)])
+        for step in steps:
             try:
-                digest = read_digest(directory, self._run.id)
+                digest = self._digest(step)
                 shapes = {name: tuple(leaf["shape"]) for name, leaf in digest["leaves"].items()}
                 _compare_shapes(shapes, wanted, f"checkpoint {step}")
                 if digest["config"] not in (self._config, *self._run.configs):
@@ -233,7 +250,8 @@ class Checkpoints:
                         f" config.json and run.json of {self._workdir} say"
                     )
                 args = ocp.checkpoint_utils.construct_restore_args(wanted)
-                state = _read(directory, wanted, args)
+                read = partial(_read, self._folder / str(step), wanted, args)
+                state = hosts.together(read, Unusable)
                 _compare_digests(digest["leaves"], leaf_digests(state))
             except Unusable as error:
                 kind = foreign if isinstance(error, Foreign) else damaged
@@ -247,9 +265,24 @@ class Checkpoints:
             raise NoneUsable(f"{self._folder}: no checkpoint can be used:\n  {told}", [*damaged])
         return None
 
+    def _digest(self, step: int) -> dict[str, Any]:
+        """Read a step's digest item, for all processes; raises as `read_digest`."""
+
+        def read() -> tuple[str, Any]:
+            try:
+                return "", read_digest(self._folder / str(step), self._run.id)
+            except Unusable as error:
+                return type(error).__name__, str(error)
+
+        problem, found = hosts.from_first(read)
+        if problem:
+            raise (Foreign if problem == "Foreign" else Unusable)(found)
+        return found
+
     def set_aside(self, step: int) -> None:
-        """Move a step directory into `abandoned/`, whoever wrote it."""
-        set_aside(self._folder / str(step))
+        """Move a step directory into `abandoned/`, whoever wrote it; process 0 does."""
+        if hosts.is_first():
+            set_aside(self._folder / str(step))
 
     def close(self) -> None:
         """Finish and release."""
@@ -317,11 +350,12 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
     Raises ValueError with the list of what is missing, extra or of another shape, and
     CheckpointError if the newest step is not what was saved.
     """
-    steps = step_directories(run)
+    steps = hosts.from_first(lambda: [os.fspath(path) for path in step_directories(run)])
     if not steps:
         raise ValueError(f"{run} has no checkpoints")
+    newest = Path(steps[0])
     try:
-        leaves = read_digest(steps[0], None)["leaves"]
+        leaves = read_digest(newest, None)["leaves"]
         saved = {
             name.partition("/")[2]: name
             for name in leaves
@@ -329,16 +363,16 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
         }
         wanted, where = flatten(params), flatten(shardings)
         shapes = {name: tuple(leaves[full]["shape"]) for name, full in saved.items()}
-        _compare_shapes(shapes, wanted, os.fspath(steps[0]))
+        _compare_shapes(shapes, wanted, os.fspath(newest))
         target = {
             saved[name]: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[name])
             for name, leaf in wanted.items()
         }
         args = ocp.checkpoint_utils.construct_restore_args(target)
-        restored = _read(steps[0], target, args)
+        restored = _read(newest, target, args)
         _compare_digests(leaves, leaf_digests(restored))
     except Unusable as error:
-        raise CheckpointError(f"{steps[0]}: {error}") from None
+        raise CheckpointError(f"{newest}: {error}") from None
     return unflatten({name: restored[saved[name]] for name in wanted}, params)
 
 

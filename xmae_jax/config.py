@@ -101,12 +101,16 @@ class GuardConfig:
 
     spike_sigma: float | None
     watchdog_seconds: float
+    heartbeat_seconds: float
+    """Silence after which another process is taken for dead; with one process, nothing."""
 
     def __post_init__(self) -> None:
         if self.spike_sigma is not None and self.spike_sigma <= 0:
             raise ValueError(f"spike_sigma must be positive or None, got {self.spike_sigma}")
         if self.watchdog_seconds <= 0:
             raise ValueError(f"watchdog_seconds must be positive, got {self.watchdog_seconds}")
+        if self.heartbeat_seconds < 10:  # a busy host is silent for some seconds now and then
+            raise ValueError(f"heartbeat_seconds must be 10 or more, got {self.heartbeat_seconds}")
 
 
 @dataclasses.dataclass(frozen=True)

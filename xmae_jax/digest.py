@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Shaped, UInt32
 
 from xmae_jax.typing import leaf_path
@@ -64,11 +65,15 @@ def leaf_digests(tree: Any) -> dict[str, str]:
 
 def sha256(tree: Any) -> dict[str, str]:
     """Return path -> sha256 over path, shape, dtype and values of every leaf, on one host."""
-    host = jax.device_get(flatten(tree))
-    return {
-        name: _name(name, np.asarray(leaf), np.ascontiguousarray(leaf).tobytes(), digits=64)
-        for name, leaf in host.items()
-    }
+    digests = {}
+    for name, leaf in flatten(tree).items():  # one at a time, since a host holds it whole
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        leaf = np.asarray(jax.device_get(leaf))
+        digests[name] = _name(name, leaf, np.ascontiguousarray(leaf).tobytes(), digits=64)
+    return digests
 
 
 def _name(name: str, leaf: Any, content: bytes, *, digits: int = 32) -> str:

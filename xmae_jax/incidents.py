@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xmae_jax import writers
+from xmae_jax import hosts, writers
 from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.records import DataError
 from xmae_jax.digest import flatten
@@ -34,9 +34,12 @@ class Incidents:
     workdir: Path
     load: LoadStep
     writer: writers.Writer
+    batch_size: int
     max_bad_share: float
     epoch: int
     """Records of all sources."""
+    bad_rows: int
+    """Rows of damaged records so far."""
     say: Any
     _told: set[str] = dataclasses.field(default_factory=set)
     _last: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
@@ -44,8 +47,9 @@ class Incidents:
     def after(self, done: int, host: dict[str, np.ndarray], log: dict[str, Any]) -> None:
         """Take note of a step that was sent off, and look at the one before it.
 
-        host: the batch as loaded; log: what the step returned. Raises Diverged, and DataError when
-        more records are damaged than allowed.
+        host: this process's rows of the batch, as loaded; log: what the step returned, the same on
+        every process, so that all raise alike: Diverged, and DataError when more records are
+        damaged than allowed.
         """
         self.look()
         self._last = done, host, log
@@ -59,20 +63,23 @@ class Incidents:
         if in_a_row:
             self._skipped(done, host, log)
         if in_a_row >= IN_A_ROW:
+            hosts.from_all(None)  # all of it is on record
             raise Diverged(
                 f"{in_a_row} steps in a row were skipped, up to step {done}; see {self.workdir}/"
                 "debug. Checkpoints are sound: go back to one, past these batches, by\n  python -m"
                 f" xmae_jax.main --task=rollback --workdir={self.workdir} --step=N\nor change the"
                 " config and go on with --allow_config_change"
             )
-        if not host["mask"].all():
-            self._bad_rows(done, host, int(log["bad_rows"]))
+        before, self.bad_rows = self.bad_rows, int(log["bad_rows"])
+        if self.bad_rows > before:
+            self._bad_rows(done, host)
 
     def _skipped(self, done: int, host: dict[str, np.ndarray], log: dict[str, Any]) -> None:
         log = jax.device_get(log)
         cause = _cause(log)
         names = self._record_ids(host, 8)
-        folder = self.workdir / "debug" / f"step_{done}"
+        own = f".{hosts.own()}" if hosts.own() else ""
+        folder = self.workdir / "debug" / f"step_{done}{own}"
         event = {
             "event": "spike" if cause.startswith("spike") else "nonfinite",
             "cause": cause,
@@ -83,7 +90,8 @@ class Incidents:
         }
         more = ", ..." * (len(host["id"]) > len(names))
         self.say(f"step {done} skipped: {cause}; see {folder}; records {', '.join(names)}{more}")
-        if not folder.exists() and len(list(folder.parent.glob("step_*"))) < _KEPT:
+        kept = [path for path in folder.parent.glob("step_*") if path.suffix == own]
+        if not folder.exists() and len(kept) < _KEPT:
             self._keep(folder, host, f"step {done:,}: {cause}")
             event["debug"] = str(folder.relative_to(self.workdir))
         self.writer.write("event", done, event)
@@ -115,17 +123,18 @@ class Incidents:
                 names.append("damaged")
         return names
 
-    def _bad_rows(self, done: int, host: dict[str, np.ndarray], so_far: int) -> None:
-        where = [
+    def _bad_rows(self, done: int, host: dict[str, np.ndarray]) -> None:
+        own = [
             self.load.sources[source].where(index)
             for (source, index), real in zip(host["id"].tolist(), host["mask"], strict=True)
             if not real
         ]
+        where, so_far = sum(hosts.from_all(own), []), self.bad_rows
         self.writer.write("event", done, {"event": "bad_record", "where": where, "rows": so_far})
         if news := sorted({*where} - self._told):
             self.say(f"step {done}: left out, from now on in silence: {'; '.join(news)}")
             self._told |= {*news}
-        allowed = self.max_bad_share * max(done * len(host["mask"]), self.epoch)
+        allowed = self.max_bad_share * max(done * self.batch_size, self.epoch)
         if so_far > allowed:
             raise DataError(
                 f"{so_far} rows of damaged records by step {done}, {allowed:.2f} are allowed"

@@ -2,7 +2,8 @@
 
 A config file is code and is run; anything read from a run directory is data. Exit codes: 0 done,
 64 bad config or usage, 65 bad data, 70 diverged, 73 the run directory is in use, 74 disk, I/O or no
-usable checkpoint, 75 preempted and saved (start me again), 134 hung and ended by the watchdog.
+usable checkpoint, 75 preempted and saved (start me again), 134 hung and ended by the watchdog, or
+another process of the run is gone. With --distributed all processes end with one code.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging as python_logging
 import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from xmae_jax import config as config_lib
+from xmae_jax import hosts
 from xmae_jax.config import ConfigError
 from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
@@ -54,6 +57,13 @@ flags.DEFINE_bool(
     "allow_fresh", False, "Start anew where there are checkpoints and none can be used."
 )
 flags.DEFINE_integer("step", None, "Checkpoint for --task=rollback.")
+flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Train together with other processes, each started by the same command: those that SLURM, a"
+    " TPU pod, GKE or Open MPI started, or that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and"
+    " JAX_PROCESS_ID name.",
+)
 
 
 def _two_arenas() -> None:
@@ -137,6 +147,8 @@ def _run() -> None:
         if FLAGS.task == "plan":
             plan.run(config)
             return
+        if FLAGS.distributed:
+            _join(config)
         train.run(
             config,
             Path(FLAGS.workdir or Path("runs") / config.name).absolute(),
@@ -144,6 +156,8 @@ def _run() -> None:
             allow_fresh=FLAGS.allow_fresh,
         )
         return
+    if FLAGS.distributed:
+        raise ConfigError(f"--task={FLAGS.task} takes one process: leave out --distributed")
     if not FLAGS.workdir:
         raise ConfigError(f"--task={FLAGS.task} needs --workdir of a run")
     workdir = Path(FLAGS.workdir).absolute()
@@ -155,8 +169,20 @@ def _run() -> None:
         rollback.run(workdir, FLAGS.step)
 
 
+def _join(config: config_lib.Config) -> None:
+    """Join the other processes."""
+    try:
+        hosts.start(config.guard.heartbeat_seconds)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--distributed: which processes there are is not known ({error}). Start it by SLURM,"
+            " on a TPU pod, by GKE or Open MPI, or set JAX_COORDINATOR_ADDRESS=HOST:PORT of process"
+            " 0, JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0 on"
+        ) from None
+
+
 def main(argv: list[str]) -> int:
-    """Run one task; return the exit code."""
+    """Run one task; return the exit code, or leave with it."""
     logging.set_verbosity(logging.FATAL)  # what Orbax logs is also raised, and told once
     _two_arenas()
     _hush()
@@ -166,7 +192,13 @@ def main(argv: list[str]) -> int:
     try:
         _parse(argv)
         _run()
-    except tuple(EXIT_CODES) as error:
+    except BaseException as error:
+        hosts.wait_for_the_cause(error)
+        if not isinstance(error, tuple(EXIT_CODES)):
+            if hosts.several():
+                traceback.print_exc()
+                hosts.leave(130 if isinstance(error, KeyboardInterrupt) else 1, repr(error))
+            raise
         text = str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = Path(error.filename or FLAGS.workdir or "runs").absolute()
@@ -177,8 +209,15 @@ def main(argv: list[str]) -> int:
                 "\n`python -m data_prep.verify --data SHARDS` reads every byte;"
                 " --config.data.bad_records=skip leaves damaged records out"
             )
-        print(text if isinstance(error, Preempted) else f"error: {text}", file=sys.stderr)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        if not isinstance(error, Preempted):
+            print(f"error: {text}", file=sys.stderr)
+            hosts.leave(code, text)
+        elif hosts.is_first():
+            print(text, file=sys.stderr)
+        hosts.close()
+        return code
+    hosts.close()
     return 0
 
 

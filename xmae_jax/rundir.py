@@ -36,16 +36,26 @@ class Run:
         """Return the digest of a config (as JSON) and the data, to which checkpoints belong."""
         return json_digest([config, self.sources])
 
-    def write(self) -> None:
-        """Write `run.json`."""
+    def tree(self) -> dict[str, Any]:
+        """Return everything but the place, as JSON."""
         tree = dataclasses.asdict(self)
         del tree["workdir"]
-        write_atomic(self.workdir / "run.json", json.dumps(seal(tree), indent=1) + "\n")
+        return tree
+
+    def write(self) -> None:
+        """Write `run.json`."""
+        write_atomic(self.workdir / "run.json", json.dumps(seal(self.tree()), indent=1) + "\n")
 
 
 def new_id() -> str:
     """Draw the identity of a new run."""
     return uuid.uuid4().hex
+
+
+def run_of(workdir: Path, tree: dict[str, Any]) -> Run:
+    """Undo `Run.tree`."""
+    offsets = tuple((first, offset) for first, offset in tree["offsets"])
+    return Run(workdir, tree["id"], tree["sources"], offsets, tuple(tree["configs"]))
 
 
 def read_run(workdir: Path) -> Run | None:
@@ -54,11 +64,9 @@ def read_run(workdir: Path) -> Run | None:
     if not path.is_file():
         return None
     try:
-        tree = unseal(path.read_text())
+        return run_of(workdir, unseal(path.read_text()))
     except ValueError as error:
         raise RunDirectoryError(f"{path}: {error}") from None
-    offsets = tuple((first, offset) for first, offset in tree["offsets"])
-    return Run(workdir, tree["id"], tree["sources"], offsets, tuple(tree["configs"]))
 
 
 def last_logged(workdir: Path) -> int:
@@ -90,7 +98,7 @@ def set_aside_after(workdir: Path, step: int) -> None:
     """Set aside what a run drew and measured after a step that it will now reach another way."""
     made = (*workdir.glob("eval/*/step_*"), *workdir.glob("pictures/step_*"))
     for path in (*made, *workdir.glob("debug/step_*")):
-        if int(path.name.removeprefix("step_")) > step:
+        if int(path.stem.removeprefix("step_")) > step:  # another process's end in .1, .2, ...
             set_aside(path)
     if (workdir / "final.json").is_file():
         set_aside(workdir / "final.json")

@@ -7,14 +7,18 @@ and `tensor` (Shoeybi et al., Megatron-LM, arXiv 1909.08053, section 3): heads a
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from xmae_jax.typing import leaf_path
 
@@ -138,19 +142,46 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def host_rows(mesh: Mesh, rows: int) -> slice:
-    """Return which rows of a global batch of `rows` this process loads."""
+def host_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " r"]:
+    """Return which rows of a global batch of `rows` this process loads, in order.
+
+    They need not lie together, and another process may load some of them too.
+    """
     if rows % row_shards(mesh):
         raise ValueError(f"a batch of {rows} rows does not split over {row_shards(mesh)} devices")
     spans = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    starts = [span[0].indices(rows)[:2] for span in spans if span is not None]
-    return slice(min(low for low, _ in starts), max(high for _, high in starts))
+    return np.unique([np.arange(rows)[span] for span in spans if span is not None])
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, jax.Array]:
-    """Join every process's rows to arrays of the global batch."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
-        for name, array in batch.items()
-    }
+    """Join every process's `host_rows` to arrays of the global batch."""
+    sharding, own = batch_sharding(mesh), host_rows(mesh, rows)
+
+    def join(local: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            low, high, _ = index[0].indices(rows)
+            start = int(np.searchsorted(own, low))
+            return local[start : start + high - low]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part)
+
+    return {name: join(array) for name, array in batch.items()}
+
+
+def connect(mesh: Mesh) -> None:
+    """Bring every group of devices together once, while all processes are at the same place.
+
+    Gloo, which joins CPUs, gives up a group of which a process is 30 s late, as it may be at its
+    first step for having had to compile; of groups that know each other it never does.
+    """
+    multihost_utils.sync_global_devices("connect")
+    names = tuple(name for name, size in mesh.shape.items() if size > 1)
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, P(names)), lambda i: np.ones(mesh.size, np.float32)[i]
+    )
+    for count in range(1, len(names) + 1):
+        for axes in itertools.combinations(names, count):
+            rest = tuple(name for name in names if name not in axes)
+            total = partial(jax.lax.psum, axis_name=axes)
+            summed = jax.shard_map(total, mesh=mesh, in_specs=P(names), out_specs=P(rest))
+            jax.block_until_ready(jax.jit(summed)(ones))

@@ -9,44 +9,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
-from xmae_jax import checkpoint, infer, rng, sharding, writers
+from xmae_jax import checkpoint, hosts, infer, rng, sharding, writers
 from xmae_jax.clock import Clock
 from xmae_jax.config import Config, ConfigError, to_json
 from xmae_jax.data.batch import EveryRow, LoadStep, loader
 from xmae_jax.data.plan import Plan
 from xmae_jax.digest import sha256
 from xmae_jax.incidents import Incidents
-from xmae_jax.lock import RunLock
 from xmae_jax.metrics import values
 from xmae_jax.optim import merge, split
 from xmae_jax.program import lay_out
 from xmae_jax.rundir import Run, last_logged, set_aside_after
-from xmae_jax.typing import Objective, TrainState
+from xmae_jax.stop import Stop
+from xmae_jax.typing import Evaluator, Objective, TrainState
 
 
 class Preempted(Exception):
     """The run was asked to stop, and has saved; main exits 75."""
-
-
-@runtime_checkable
-class Evaluator(Protocol):
-    """Turns rows of one of the objective's predictions into numbers and pictures."""
-
-    predict: str
-
-    def evaluate(self, splits: Any) -> tuple[dict[str, Any], str]: ...
-
-    def table(self, metrics: dict[str, Any]) -> str: ...
-
-    def draw(self, rows: Any, path: Path, *, title: str) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +51,8 @@ class Permit:
 
     fresh: bool
     """Start anew where there are checkpoints and none can be used."""
-    lock: RunLock
+    check_lock: Callable[[], None]
+    """Raises Locked if another run has taken over."""
 
 
 def train(
@@ -91,13 +78,13 @@ def train(
         total_steps=config.total_steps,
         mfu_of_speed=mfu_of_speed,
         patience=config.guard.watchdog_seconds,
-        report=run.workdir / "debug" / "stalled.txt",
+        report=run.workdir / "debug" / f"stalled{f'_{hosts.own()}' if hosts.own() else ''}.txt",
     )
     checkpoints = checkpoint.Checkpoints(
         run.workdir, run=run, config=run.digest(to_json(config)), keep=config.checkpoint_keep
     )
     # However this ends, a save under way is complete before the directory is given up.
-    with _Stop() as stop, clock, contextlib.closing(checkpoints), jax.set_mesh(mesh):
+    with Stop() as stop, clock, contextlib.closing(checkpoints), jax.set_mesh(mesh):
         _train(config, objective, feed=feed, evaluators=evaluators, mesh=mesh, run=run,
                permit=permit, stop=stop, clock=clock, checkpoints=checkpoints)  # fmt: skip
 
@@ -111,11 +98,11 @@ def _train(
     mesh: jax.sharding.Mesh,
     run: Run,
     permit: Permit,
-    stop: _Stop,
+    stop: Stop,
     clock: Clock,
     checkpoints: checkpoint.Checkpoints,
 ) -> None:
-    say = print if jax.process_index() == 0 else lambda *_, **__: None
+    say = print if hosts.is_first() else lambda *_, **__: None
 
     # Every shape, where it lies on the mesh, and the step.
     try:
@@ -124,7 +111,10 @@ def _train(
         raise ConfigError(f"config.mesh: {error}") from None
     shardings, optimizer = program.shardings, program.optimizer
     platform = jax.devices()[0].platform
-    say(f"{config.name}: {program.parameters:,} parameters on {mesh.size} {platform} device(s)")
+    say(
+        f"{config.name}: {program.parameters:,} parameters on {mesh.size} {platform} device(s)"
+        + f" of {jax.process_count()} processes" * hosts.several()
+    )
     say(
         f"data: {', '.join(f'{n:,} films' for n in feed.plan.sizes)}; batch {config.batch_size};"
         f" {config.total_steps * config.batch_size / sum(feed.plan.sizes):.1f} epochs"
@@ -150,7 +140,7 @@ def _train(
         problems, abandoned = [str(error)], error.damaged
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    reached = last_logged(run.workdir)
+    reached = hosts.from_first(lambda: last_logged(run.workdir))
     if found is None and not problems and reached > config.checkpoint_every + 1:
         problems = [f"{run.workdir} has no checkpoint, and its log knows step {reached}"]
         if not permit.fresh:
@@ -171,10 +161,11 @@ def _train(
         first, state = 0, make(rng.key(config.seed, "init"))
         if config.init_from is not None:
             state = _initialise(state, config, objective, shardings)
-    if this_config not in run.configs:
-        dataclasses.replace(run, configs=(*run.configs, this_config)).write()
-    writers.write_atomic(run.workdir / "config.json", to_json(config))
-    writer = writers.Writer(run.workdir, active=jax.process_index() == 0)
+    writer = writers.Writer(run.workdir, active=hosts.is_first())
+    if hosts.is_first():
+        if this_config not in run.configs:
+            dataclasses.replace(run, configs=(*run.configs, this_config)).write()
+        writers.write_atomic(run.workdir / "config.json", to_json(config))
     if problems:
         writer.write("event", first, {"event": "fallback", "problems": problems})
         say("\n".join(problems) + f"\nfell back to step {first}")
@@ -183,7 +174,7 @@ def _train(
     for step in abandoned:
         checkpoints.set_aside(step)
         say(f"checkpoint {step} lies in {run.workdir}/checkpoints/abandoned")
-    if found is None or found.config != this_config:
+    if hosts.is_first() and (found is None or found.config != this_config):
         set_aside_after(run.workdir, first)
     if first:
         writer.write("event", first, {"event": "resume"})
@@ -194,7 +185,14 @@ def _train(
     # Who looks at the state, and at what goes wrong.
     looker = _Looker(config, objective, feed, evaluators, mesh, run.workdir, writer, clock, stop)
     incidents = Incidents(
-        run.workdir, feed.train, writer, config.data.max_bad_share, sum(feed.plan.sizes), say
+        run.workdir,
+        feed.train,
+        writer,
+        batch_size=config.batch_size,
+        max_bad_share=config.data.max_bad_share,
+        epoch=sum(feed.plan.sizes),
+        bad_rows=int(state.guard["bad_rows"]),
+        say=say,
     )
 
     # The loop.
@@ -222,13 +220,13 @@ def _train(
             with clock.time("ckpt"):
                 _settle(checkpoints, writer, done, say)
 
-            if done % config.log_every == 0 or last or stop.asked:
+            if stop.poll() or done % config.log_every == 0 or last:
                 line = _line(log, feed.plan.batch_digest(done - 1)) | clock.read(done)
                 writer.write("train", done, line)
                 say(clock.progress(done, line))
 
             if done % config.checkpoint_every == 0 or last:
-                permit.lock.check()
+                permit.check_lock()
                 # A step that ends the run is not saved, and what is saved is on record.
                 incidents.look()
                 with clock.time("ckpt"):
@@ -240,7 +238,7 @@ def _train(
     # The end: what the next run, or a reader, can compare.
     clock.alive("last checkpoint")
     done = int(state.step)
-    permit.lock.check()
+    permit.check_lock()
     if checkpoints.newest != done:
         checkpoints.save(done, state)
     if not _settle(checkpoints, writer, done, say):
@@ -251,7 +249,8 @@ def _train(
             f"stopped at step {done} of {config.total_steps}, and saved; the same command goes on"
         )
     final = {"step": done, "sha256": sha256(state)}
-    writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
+    if hosts.is_first():
+        writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
     writer.close()
     say(f"done: {run.workdir}")
 
@@ -319,7 +318,7 @@ class _Looker:
     workdir: Path
     writer: writers.Writer
     clock: Clock
-    stop: _Stop
+    stop: Stop
 
     def __post_init__(self) -> None:
         key = rng.key(self.config.seed, "eval")
@@ -343,7 +342,7 @@ class _Looker:
             threads=self.config.data.threads,
         ):
             self.clock.alive("evaluation")
-            if self.stop.asked:
+            if self.stop.poll():
                 raise _Asked
             yield row
 
@@ -357,13 +356,16 @@ class _Looker:
         last = done == self.config.total_steps
         for name, evaluator in self.evaluators.items():
             folder = self.workdir / "eval" / name / f"step_{done}"
-            there = (folder / "metrics.json").is_file()  # it is written last
-            if (last or done % self.config.eval_every == 0) and not there:
+            due = last or done % self.config.eval_every == 0
+            last_written = folder / "metrics.json"
+            if due and not hosts.from_first(last_written.is_file):
                 self._evaluate(name, evaluator, state, done, folder, say)
             path = self.workdir / "pictures" / f"step_{done}" / f"{name}.png"
-            if (last or done % self.config.picture_every == 0) and not path.is_file():
+            due = last or done % self.config.picture_every == 0
+            if due and not hosts.from_first(path.is_file):
                 rows = list(self._rows(evaluator, state, "val", 8))
-                evaluator.draw(rows, path, title=f"{self.config.name}, step {done:,}")
+                if hosts.is_first():
+                    evaluator.draw(rows, path, title=f"{self.config.name}, step {done:,}")
                 say(f"picture: {path}")
 
     def _evaluate(
@@ -375,29 +377,11 @@ class _Looker:
         }
         metrics, predictions = evaluator.evaluate(splits)
         self.writer.write("eval", done, {"evaluator": name, **metrics})
-        writers.write_atomic(folder / "predictions.csv", predictions)
-        writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        if hosts.is_first():
+            writers.write_atomic(folder / "predictions.csv", predictions)
+            writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         say(evaluator.table(metrics))
 
 
 class _Asked(Exception):
     """A stop was asked for in the middle of an evaluation, which the next start makes up for."""
-
-
-class _Stop:
-    """Remembers SIGTERM and SIGINT, so that the loop can save before it leaves."""
-
-    def __enter__(self) -> _Stop:
-        self.asked = False
-
-        def ask(signum: int, frame: Any) -> None:
-            if not self.asked:
-                print("stopping after this step", flush=True)
-            self.asked = True
-
-        self._before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -127,4 +128,23 @@ class Objective(Protocol):
 
     def predict_fns(self) -> dict[str, Callable[..., dict[str, jax.Array]]]:
         """Name -> `fn(params, frozen, extra, batch, rng)`, a dict of arrays with first axis b."""
+        ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Turns rows of one of the objective's predictions into numbers and pictures."""
+
+    predict: str
+
+    def evaluate(self, splits: Any) -> tuple[dict[str, Any], str]:
+        """Return (metrics, predictions as CSV) of the rows of each split."""
+        ...
+
+    def table(self, metrics: dict[str, Any]) -> str:
+        """Write the metrics for a terminal."""
+        ...
+
+    def draw(self, rows: Any, path: Path, *, title: str) -> None:
+        """Draw a page of rows."""
         ...

@@ -40,7 +40,8 @@ class LoadStep:
     sources: Sequence[Records]
     view: View
     seed: int
-    rows: slice
+    rows: slice | Int[np.ndarray, " r"]
+    """Which rows are this host's."""
     skip: bool
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
@@ -48,7 +49,7 @@ class LoadStep:
         ids, step = self.ids(int(step)), int(step)
         examples: list[dict[str, np.ndarray] | None] = []
         damage = None
-        for row in range(*self.rows.indices(len(ids))):
+        for row in np.arange(len(ids))[self.rows].tolist():
             example = None
             if ids[row, 0] >= 0:
                 try:

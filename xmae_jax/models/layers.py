@@ -52,7 +52,7 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
         dtype = compute.dtype
-        self.backend = compute.attention
+        self.backend: Backend = compute.attention
         self.qkv = linear(width, (3, heads, width // heads), dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
@@ -67,7 +67,7 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
         dtype = compute.dtype
-        self.backend = compute.attention
+        self.backend: Backend = compute.attention
         self.q = linear(width, (heads, width // heads), dtype=dtype, rngs=rngs)
         self.kv = linear(width, (2, heads, width // heads), dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)

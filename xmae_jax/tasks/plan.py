@@ -198,7 +198,7 @@ def _bytes(shapes: Any, shardings: Any) -> float:
 def _timed(program: Program, compiled: Any, batch: Any, mesh: Mesh) -> float:
     """Return the median seconds of a few steps on noise, after one that does not count."""
     draw = np.random.default_rng(0)
-    host = {name: np.zeros(x.shape, x.dtype) for name, x in batch.items()}
+    host: dict[str, Any] = {name: np.zeros(x.shape, x.dtype) for name, x in batch.items()}
     host["image"] = draw.integers(0, 256, host["image"].shape, dtype=np.uint8)
     host["mask"][:], host["box"][:] = True, (0, 0, 1, 1)
     rows = sharding.to_global(host, mesh, len(host["mask"]))

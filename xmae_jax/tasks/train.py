@@ -5,6 +5,7 @@ Everything that can be wrong with a config is found here, before the run directo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from itertools import zip_longest
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 
 from xmae_jax import config as config_lib
-from xmae_jax import lock, sharding, train
+from xmae_jax import hosts, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
@@ -22,7 +23,7 @@ from xmae_jax.data.records import Records
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
-from xmae_jax.rundir import OURS, Run, new_id, read_run
+from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 
 EVALUATORS = {"reconstruct": ("reconstruction", Reconstruction)}
@@ -39,12 +40,18 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     if not config.data.paths:
         raise ConfigError(NO_DATA)
     objective = _objective(config)
-    begun = bool(step_directories(workdir))
-    if config.init_from is not None and not begun and not step_directories(config.init_from):
-        raise ConfigError(f"config.init_from: {config.init_from} has no checkpoints")
-    _check_place(workdir)
-    with lock.acquire(workdir) as held:
-        permit = train.Permit(fresh=allow_fresh, lock=held)
+    if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
+        raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
+    if hosts.is_first():
+        _check_place(config, workdir)
+    with lock.acquire(workdir) if hosts.is_first() else contextlib.nullcontext() as held:
+        if hosts.from_first(lambda: True) and not (workdir / "lock").exists():
+            raise ConfigError(
+                f"--workdir={workdir}: process {hosts.own()} does not see there what process 0"
+                " writes; it is to lie on a file system that all hosts share"
+            )
+        check = held.check if held else lambda: None
+        permit = train.Permit(fresh=allow_fresh, check_lock=check)
         _run(config, objective, workdir, permit, allow_config_change=allow_config_change)
 
 
@@ -57,24 +64,30 @@ def _run(
     allow_config_change: bool,
 ) -> None:
     """Open data and devices, and enter the loop."""
-    _refuse_changes(_config_changes(config, workdir), workdir, allow=allow_config_change)
+    if hosts.is_first():
+        _refuse_changes(_config_changes(config, workdir), workdir, allow=allow_config_change)
     sources = _open(config, "split")
     held_out = _open(config, "eval_split") if config.data.eval_split else []
     listed = [{"records": len(s), "digest": s.digest} for s in sources]
-    record = read_run(workdir) or Run(workdir, new_id(), listed)
-    changes = [
-        f"data.sources[{i}]: {old} in the run directory, {new} now"
-        for i, (old, new) in enumerate(zip_longest(record.sources, listed))
-        if old != new
-    ]
-    _refuse_changes(changes, workdir, allow=allow_config_change)
-    record = dataclasses.replace(record, sources=listed)
-    if record.configs and record.digest(config_lib.to_json(config)) not in record.configs:
-        changes = changes or ["config.json, which is missing or was edited"]
+    if hosts.from_first(lambda: listed) != listed:
+        raise ConfigError(f"config.data.path: process {hosts.own()} has other data than process 0")
+
+    def known() -> dict[str, Any]:
+        record = read_run(workdir) or Run(workdir, new_id(), listed)
+        changes = [
+            f"data.sources[{i}]: {old} in the run directory, {new} now"
+            for i, (old, new) in enumerate(zip_longest(record.sources, listed))
+            if old != new
+        ]
         _refuse_changes(changes, workdir, allow=allow_config_change)
+        record = dataclasses.replace(record, sources=listed)
+        if record.configs and record.digest(config_lib.to_json(config)) not in record.configs:
+            changes = changes or ["config.json, which is missing or was edited"]
+            _refuse_changes(changes, workdir, allow=allow_config_change)
+        return record.tree()
+
+    record = run_of(workdir, hosts.from_first(known))
     plan = _plan(config, sources, record.offsets)
-    if jax.process_count() > 1:
-        raise ConfigError("one process for now: evaluation and stopping know no other hosts")
     mesh = _mesh(config)
 
     skip = config.data.bad_records == "skip"
@@ -104,7 +117,7 @@ def _run(
         if fn in objective.predict_fns() and held_out
     }
     for path, source in zip(config.data.paths, sources, strict=True):
-        if source.size < config.image_size:
+        if source.size < config.image_size and hosts.is_first():
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
                   f" {config.image_size}")  # fmt: skip
     train.train(
@@ -130,8 +143,11 @@ def _objective(config: Config) -> Any:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
 
-def _check_place(workdir: Path) -> None:
-    """Refuse a directory that holds something else."""
+def _check_place(config: Config, workdir: Path) -> None:
+    """Refuse a directory that holds something else, and a start from nothing."""
+    begun = bool(step_directories(workdir))
+    if config.init_from is not None and not begun and not step_directories(config.init_from):
+        raise ConfigError(f"config.init_from: {config.init_from} has no checkpoints")
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir}: not a directory")
     names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
@@ -140,12 +156,19 @@ def _check_place(workdir: Path) -> None:
 
 
 def _mesh(config: Config) -> jax.sharding.Mesh:
-    """Lay out the mesh, and see that rows split over it."""
+    """Lay out the mesh, see that rows split over it and each process has a part, and connect."""
+    if jax.process_count() > 1 and not hosts.several():
+        raise ConfigError(f"one of {jax.process_count()} processes: start it with --distributed")
     try:
         mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
         sharding.host_rows(mesh, config.rows_at_once)
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from None
+    if hosts.several() and mesh.size < jax.device_count():
+        raise ConfigError(f"config.mesh: {mesh.size} of {jax.device_count()} devices; with several"
+                          " processes it takes all of them")  # fmt: skip
+    if hosts.several():
+        sharding.connect(mesh)
     return mesh
 
 
