@@ -6,7 +6,7 @@ the patches hidden, the target normalised per patch, float32, AdamW in the step.
 `train_step` that a run compiles, with its guard. Blocks of steps alternate in one process, so that
 what else the machine does falls on both.
 
-Command: python benchmarks/vitmae_cpu.py    (needs the extra `bench`; without it, ours alone)
+Command: python -m benchmarks.vitmae_cpu   (needs the extra `bench`; without it, ours alone)
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from wherever
 
 import jax
 import numpy as np
