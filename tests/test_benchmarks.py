@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-
 OURS = ("decode", "pillow", "threads", "workers", "crops")
 
 
