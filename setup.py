@@ -20,6 +20,7 @@ REQUIRES = [
     "pydicom>=3.0.2",  # DICOM; the floor is CVE-2026-32711
     "scikit-image",  # lung heuristic, hulls, outlines
     "scipy",  # filters of the lung search and of the model-free reconstruction baselines
+    "simplejpeg",  # libjpeg-turbo into an array without the GIL: a fifth less work than by Pillow
     "tensorstore",  # conditional writes: the lock where there is no flock; Orbax brings it anyway
     "tensorboardX",  # TensorBoard files without TensorFlow
     "tensorflow-datasets",  # shards are also a TFDS data set; TensorFlow itself is not needed
@@ -30,6 +31,11 @@ EXTRAS = {
     # DICOM transfer syntaxes beyond the uncompressed ones: JPEG 2000, JPEG-LS, JPEG.
     # Nothing under the GPL: pylibjpeg-libjpeg is not here for that reason.
     "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm"],
+    # What benchmarks/ compares with; nothing else imports them.
+    "bench": [
+        "torch",  # the DataLoader and the training step beside ours
+        "transformers",  # Hugging Face's ViTMAE
+    ],
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "dev": [

@@ -195,7 +195,9 @@ def test_guards_that_find_nothing_change_no_bit():
     def bare(state, batch):
         key = rng.key(0, "train", state.step)
         grads, out, loss = gradient(MAE, state, batch, key, 1)
-        params, opt_state = optim.update(grads, state.opt_state, state.params, state.step)
+        params, opt_state = optim.update(
+            grads, state.opt_state, state.params, state.step, take=jnp.array(True)
+        )
         extra = MAE.after_update(params, out.extra, state.step)
         return dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, extra=extra

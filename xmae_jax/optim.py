@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xmae_jax.typing import Params, leaf_path
 
+EPSILON = 1e-8
 NO_DECAY = re.compile(r".*(^|/)(bias|scale)")
 """Biases and norms do not decay; tokens do, as with He et al. (arXiv 2111.06377, appendix A)."""
 
@@ -102,7 +104,7 @@ class Optimizer:
     def _adam(self) -> optax.GradientTransformation:
         c = self.config
         clip = optax.identity() if c.clip_norm is None else optax.clip_by_global_norm(c.clip_norm)
-        return optax.chain(clip, optax.scale_by_adam(c.b1, c.b2))
+        return optax.chain(clip, optax.scale_by_adam(c.b1, c.b2, EPSILON))
 
     def init(self, params: Params) -> Any:
         """Make the moments, float32, for trained parameters only."""
@@ -132,19 +134,35 @@ class Optimizer:
         return 0.5 * (1.0 + jnp.cos(jnp.pi * share))
 
     def update(
-        self, grads: Params, opt_state: Any, params: Params, step: Int[Array, ""]
+        self,
+        grads: Params,
+        opt_state: Any,
+        params: Params,
+        step: Int[Array, ""],
+        *,
+        take: Bool[Array, ""],
     ) -> tuple[Params, Any]:
-        """Return (new params, new opt_state)."""
-        direction, opt_state = self._adam.update(grads, opt_state, params)
+        """Return (new params, new opt_state), or the old ones where `take` is false."""
+        _, moved = self._adam.update(grads, opt_state, params)
+        opt_state = jax.tree.map(partial(jnp.where, take), moved, opt_state)
+        # Moments are written before parameters are: the compiler then updates all of them in place,
+        # where it would otherwise read old moments again and so copy them.
+        opt_state = jax.lax.optimization_barrier(opt_state)
+        adam = opt_state[-1]
+        c = self.config
+        # What optax returns as the direction, from the moments as they stand now.
+        first, second = (1 - b ** adam.count.astype(jnp.float32) for b in (c.b1, c.b2))
         lr, decay = self.lr(step), self.weight_decay(step)
 
-        def move(path: tuple, p: Array, u: Array) -> Array:
+        def move(path: tuple, p: Array, m: Array, v: Array) -> Array:
             name = leaf_path(path)
+            u = (m / first) / (jnp.sqrt(v / second) + EPSILON)
             if not NO_DECAY.fullmatch(name):
                 u = u + decay * p
-            return p - lr * layer_rate(name, p.shape, params, self.config.layer_decay) * u
+            rate = lr * layer_rate(name, p.shape, params, c.layer_decay)
+            return jnp.where(take, p - rate * u, p)
 
-        return jax.tree_util.tree_map_with_path(move, params, direction), opt_state
+        return jax.tree_util.tree_map_with_path(move, params, adam.mu, adam.nu), opt_state
 
 
 def layer_rate(name: str, shape: tuple[int, ...], params: Params, decay: float) -> Any:

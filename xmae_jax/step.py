@@ -132,13 +132,11 @@ def train_step(
     l2_grads = optax.tree.norm(grads)
     guard, limits, take = _judge(state.guard, loss, l2_grads, spike_sigma)
 
-    params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
-    extra = objective.after_update(params, out.extra, state.step)
-    params, opt_state, extra = jax.tree.map(
-        partial(jnp.where, take),
-        (params, opt_state, extra),
-        (state.params, state.opt_state, state.extra),
+    params, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, state.step, take=take
     )
+    extra = objective.after_update(params, out.extra, state.step)
+    extra = jax.tree.map(partial(jnp.where, take), extra, state.extra)
     guard["bad_rows"] += jnp.sum(~batch["mask"], dtype=jnp.int32)
     log = {
         "training_loss": loss,

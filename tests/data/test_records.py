@@ -1,5 +1,6 @@
 """Records on disk: what goes in comes out, in every reader, and damage is named."""
 
+import io
 import multiprocessing
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from xmae_jax.data import records
 from xmae_jax.data.manifest import describe, load_manifest, write_manifest
@@ -203,3 +205,21 @@ def test_reading_is_light_and_fast(shards):
     seconds, *loaded = subprocess.check_output(command, text=True).split()
     assert not {"jax", "tensorflow_datasets", "tensorflow"} & set(loaded)
     assert float(seconds) < 1e-3  # 0.1 ms on an idle core
+
+
+def test_jpeg_films_decode_to_pillows_pixels_or_not_at_all():
+    film = np.random.default_rng(0).integers(0, 256, (512, 512), np.uint8)
+    data = records.encode_image(film)
+    assert data.startswith(b"\xff\xd8")
+    np.testing.assert_array_equal(
+        records.decode_image(data), np.asarray(Image.open(io.BytesIO(data)))
+    )
+    colour = io.BytesIO()
+    Image.fromarray(np.stack([film] * 3, axis=-1)).save(colour, "JPEG")
+    for broken, what in (
+        (data[:-999], "does not decode"),
+        (data[:2] + b"no", "does not decode"),
+        (colour.getvalue(), "of mode"),
+    ):
+        with pytest.raises(DataError, match=what):
+            records.decode_image(broken)
