@@ -40,7 +40,7 @@ def test_an_all_gather_counts_what_is_gathered(mesh):
     x = jax.ShapeDtypeStruct((64, 16), jnp.bfloat16)
     text = compiled(lambda x: x, mesh, P("x")).lower(x).compile().as_text()
     (moved,) = hlo.traffic(text, 8).collectives
-    assert (moved.kind, moved.group, moved.count) == ("all-gather", 8, 1)
+    assert (moved.kind, moved.group, moved.times) == ("all-gather", 8, 1)
     item = moved.bytes / (64 * 16)
     assert item in (2, 4)  # the CPU's compiler may widen bfloat16
     assert moved.sent == 7 / 8 * moved.bytes

@@ -20,7 +20,7 @@ def test_adamw_against_numpy():
     for t in range(5):
         grads = {name: draw.normal(size=(3, 2)) for name in want}
         tree = {"encoder": {"mlp": jax.tree.map(jnp.asarray, grads)}}
-        params, state = optim.update(tree, state, params, jnp.asarray(t))
+        params, state = optim.update(tree, state, params, jnp.asarray(t), take=jnp.array(True))
         lr, decay = float(optim.lr(jnp.asarray(t))), float(optim.weight_decay(jnp.asarray(t)))
         for name, g in grads.items():
             m, v = moments[name]

@@ -8,7 +8,7 @@ the same: softmax and its sums in float32, every query to every key. "chunked" a
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,8 @@ def _splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
     segments = splash.SegmentIds(
         (jnp.arange(padded_n) >= n).astype(jnp.int32), (jnp.arange(padded_m) >= m).astype(jnp.int32)
     )
-    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q * q.shape[-1] ** -0.5, k, v, segments)
+    all_rows = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    out: Any = all_rows(q * q.shape[-1] ** -0.5, k, v, segments)
     return out.swapaxes(1, 2)[:, :n]
 
 

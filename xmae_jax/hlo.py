@@ -24,7 +24,7 @@ class Moved(NamedTuple):
     kind: str
     group: int
     """Devices that take part in each."""
-    count: int
+    times: int
     bytes: float
     """Of the larger side, the gathered or not yet scattered array, on one device."""
 

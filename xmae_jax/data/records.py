@@ -196,7 +196,7 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "h w"]:
     # of libjpeg-turbo is an error.
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+        if int(height) * int(width) > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError("more pixels than any film has")
         pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY")[:, :, 0]
     except ValueError as error:

@@ -59,7 +59,7 @@ class MaskedAutoencoder(nnx.Module):
         )
 
 
-def normalise(pixels: UInt8[Array, b * n]) -> Float[Array, b * n]:
+def normalise(pixels: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
     """Map uint8 pixels to [-1, 1], the mean 0.5 and deviation 0.5 of the released code."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 

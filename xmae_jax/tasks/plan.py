@@ -277,7 +277,7 @@ def _table(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
         ),
     ]
     for moved in point.traffic.collectives if point.traffic else ():
-        what = f"{moved.count} x, {moved.bytes / 1e9:.3f} GB among {moved.group} chips"
+        what = f"{moved.times} x, {moved.bytes / 1e9:.3f} GB among {moved.group} chips"
         lines.append((f"collective: {moved.kind}", what, "compiled"))
     if chip is not None and point.fits:
         lines += _speed(config, point, mesh, chip, total)
