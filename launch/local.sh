@@ -10,8 +10,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/restart.sh
 . "$here/restart.sh"
 
-# How long the others may take to end after one failed: the heartbeat that tells them so, and 10 s.
-GRACE_S=${GRACE_S:-110}
+# How long the others may take to end after one failed: guard.heartbeat_seconds, and 10 s.
+GRACE_S=${GRACE_S:-70}
 
 if [[ ! ${1:-} =~ ^[1-9][0-9]*$ || ! ${2:-} =~ ^([1-9][0-9]*|gpu)$ ]]; then
   say "usage: launch/local.sh PROCESSES DEVICES|gpu --config=... --workdir=..."

@@ -28,7 +28,6 @@ from xmae_jax.tasks.film import batch_shapes, film_flops, one_film
 GIB = 1 << 30
 REMAT = ("none", "dots", "full")
 """From the least computed twice to the most."""
-_STEPS = 3
 
 
 def run(config: Config) -> None:
@@ -144,11 +143,13 @@ def _point(config: Config, mesh: Mesh, place: Place) -> Point:
         raise ConfigError(
             f"batch_size {config.batch_size} does not split over {sharding.row_shards(mesh)} chips"
         )
-    return (_compiled if place.compiles else _estimated)(config, mesh, place, films)
+    return (compiled_point if place.compiles else _estimated)(config, mesh, place, films)
 
 
-def _compiled(config: Config, mesh: Mesh, place: Place, films: int) -> Point:
-    """Compile the whole step."""
+def compiled_point(
+    config: Config, mesh: Mesh, place: Place, films: int, *, steps: int = 3
+) -> Point:
+    """Compile the whole step, and time `steps` of it if its devices are here."""
     objective = objective_of(config, OBJECTIVES)
     program = lay_out(config, objective, mesh)
     batch = batch_shapes(config, objective, config.batch_size)
@@ -162,7 +163,7 @@ def _compiled(config: Config, mesh: Mesh, place: Place, films: int) -> Point:
                 raise
             return Point(films, config.remat, False, state, used, state + used, None, None)
         memory = compiled.memory_analysis()
-        seconds = _timed(program, compiled, batch, mesh) if place.here else None
+        seconds = _timed(program, compiled, batch, mesh, steps) if place.here else None
     arguments = memory.argument_size_in_bytes
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + made + memory.generated_code_size_in_bytes
@@ -195,7 +196,7 @@ def _bytes(shapes: Any, shardings: Any) -> float:
     )
 
 
-def _timed(program: Program, compiled: Any, batch: Any, mesh: Mesh) -> float:
+def _timed(program: Program, compiled: Any, batch: Any, mesh: Mesh, steps: int) -> float:
     """Return the median seconds of a few steps on noise, after one that does not count."""
     draw = np.random.default_rng(0)
     host: dict[str, Any] = {name: np.zeros(x.shape, x.dtype) for name, x in batch.items()}
@@ -204,7 +205,7 @@ def _timed(program: Program, compiled: Any, batch: Any, mesh: Mesh) -> float:
     rows = sharding.to_global(host, mesh, len(host["mask"]))
     state = jax.jit(program.init, out_shardings=program.shardings)(rng.key(0, "init"))
     times = []
-    for _ in range(_STEPS + 1):
+    for _ in range(steps + 1):
         start = time.monotonic()
         state, log = compiled(state, rows)
         jax.block_until_ready((state, log))
