@@ -1,7 +1,7 @@
 """Train the same model with a self- and a cross-attention decoder, for equal steps, on phantoms.
 
-Command:  python benchmarks/cross_decoder.py          (three seeds; half an hour on two cores)
-          python benchmarks/cross_decoder.py --smoke  (one seed, a minute)
+Command:  python -m benchmarks.cross_decoder          (three seeds; half an hour on two cores)
+          python -m benchmarks.cross_decoder --smoke  (one seed, a minute)
 
 Runs configs/quickstart.py for each kind of decoder and seed, in turn, and prints the error of
 hidden patches of held-out films, the training loss over the last tenth, seconds a step, and FLOPs.

@@ -86,8 +86,12 @@ def test_who_is_chosen(monkeypatch):
 
 def test_the_platform_is_that_of_the_mesh():
     assert sharding.platform() == "cpu"
-    with jax.set_mesh(sharding.make_mesh(data=8, fsdp=1)):
-        assert sharding.platform() == "cpu"
+    tpu = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh(
+        (4, 1, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, abstract_device=tpu
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert sharding.platform() == "tpu"
 
 
 @pytest.mark.parametrize("kind", ["self", "cross"])

@@ -59,7 +59,8 @@ def test_recomputation_is_counted_where_it_is_asked_for():
     scores = sum(v for n, v in film_flops(config()).items() if n.endswith("attention")) / 2
     # Scores are always computed again. Pixels need no gradient, which saves a product of a layer.
     assert all_of("none") == pytest.approx(3 * forward + scores, rel=2e-3)
-    assert all_of("none") < all_of("dots") < all_of("full") < 4 * forward + scores
+    # What attention gave is kept, and so are matrix products: nothing of them is computed again.
+    assert all_of("dots") == all_of("none") < all_of("full") < 4 * forward + scores
 
 
 def test_narrow_products_fill_a_matrix_unit_in_part():
@@ -88,3 +89,12 @@ def test_mfu_of_a_known_chip(monkeypatch):
     monkeypatch.setattr("xmae_jax.tasks.film.chip_of", lambda kind: CHIPS["h100"])
     want = 3 * sum(film_flops(config()).values()) / (4 * 989e12)
     assert mfu_of_speed(config(), mesh) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("self", 6401), ("cross", 5664)])
+def test_stacks_are_found(kind, tokens):
+    fn, args = one_film(config(kind=kind), gradient=False)
+    assert flops.stacks(fn, *args) == [
+        flops.Stack(24, 737, 1024),
+        flops.Stack(8, tokens, 512),
+    ]

@@ -76,7 +76,8 @@ def steps(mesh, *, mae, count):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-3)])
 def test_every_mesh_gives_the_same_losses(dtype, tolerance):
-    mae = small_mae(compute_dtype=dtype, ema_decay=0.9)
+    attention = "chunked" if dtype == "float32" else "plain"
+    mae = small_mae(compute_dtype=dtype, attention=attention, ema_decay=0.9)
     one, _ = steps(sharding.make_mesh(data=1, fsdp=1), mae=mae, count=20)
     assert one[-1] < 0.9 * one[0]
     for data, fsdp, tensor in ((8, 1, 1), (4, 2, 1), (2, 2, 2)):

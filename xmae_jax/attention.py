@@ -49,9 +49,10 @@ def attend(
             out = sharding.per_device(_splash, (rows, rows, rows), rows)(q, k, v)
         elif backend == "cudnn":
             out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+            out = checkpoint_name(out, SAVED)  # the others name what they keep
         else:
             out = (_plain if backend == "plain" else _chunked)(q, k, v)
-        return checkpoint_name(out, SAVED)
+        return out
 
 
 def choose(length: int, dtype: jnp.dtype) -> Backend:
@@ -81,7 +82,8 @@ def _plain_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ..
     weights = jnp.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
     out = (_product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
-    return out.swapaxes(1, 2), (q, k, v, out, top + jnp.log(total))
+    out, log_total = (checkpoint_name(x, SAVED) for x in (out, top + jnp.log(total)))
+    return out.swapaxes(1, 2), (q, k, v, out, log_total)
 
 
 def _plain_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
@@ -89,7 +91,7 @@ def _plain_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, 
     scale, d_out = q.shape[-1] ** -0.5, d_out.swapaxes(1, 2)
     weights = jnp.exp(_product("bhqd,bhkd->bhqk", q, k) * scale - log_total)
     # The softmax's gradient needs each query's sum of d_out * out only.
-    inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
+    inner = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
     d_scores = weights * (_product("bhqd,bhkd->bhqk", d_out, v) - inner) * scale
     d_scores = d_scores.astype(q.dtype)
     d_q = _product("bhqk,bhkd->bhqd", d_scores, k)
@@ -197,8 +199,8 @@ def _chunked_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, 
         return (acc / total).astype(q.dtype), top + jnp.log(total)
 
     out, log_total = jax.lax.map(one_query_block, _blocks(q, block_q))
-    out = _unblock(out, n)
-    return out, (q, k, v, checkpoint_name(out, SAVED), checkpoint_name(log_total, SAVED))
+    out, log_total = (checkpoint_name(x, SAVED) for x in (_unblock(out, n), log_total))
+    return out, (q, k, v, out, log_total)
 
 
 def _chunked_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
@@ -206,7 +208,7 @@ def _chunked_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array
     n, m = q.shape[1], k.shape[1]
     block_q, block_k = min(_BLOCK_Q, n), min(_BLOCK_K, m)
     queries, d_outs = _blocks(q, block_q), _blocks(d_out, block_q)
-    inner = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
+    inner = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
     inner = _blocks(inner, block_q)
     scale = q.shape[-1] ** -0.5
 

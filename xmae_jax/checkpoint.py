@@ -252,7 +252,9 @@ class Checkpoints:
                 args = ocp.checkpoint_utils.construct_restore_args(wanted)
                 read = partial(_read, self._folder / str(step), wanted, args)
                 state = hosts.together(read, Unusable)
-                _compare_digests(digest["leaves"], leaf_digests(state))
+                # A copy on one host may be damaged where the others' are sound.
+                compare = partial(_compare_digests, digest["leaves"], leaf_digests(state))
+                hosts.together(compare, Unusable)
             except Unusable as error:
                 kind = foreign if isinstance(error, Foreign) else damaged
                 kind[step] = f"checkpoint {step}: {error}"

@@ -31,17 +31,42 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", 275e12, 32 << 30, 1.228e12, 9e10, 128, ("TPU v4",), _TPU.format("v4")),
-        Chip("v5e", 197e12, 16 << 30, 0.819e12, 9e10, 128, ("TPU v5 lite",), _TPU.format("v5e")),
+        Chip(
+            "v5e",
+            197e12,
+            16 << 30,
+            0.819e12,
+            9e10,
+            128,
+            ("TPU v5 lite", "TPU v5e"),
+            _TPU.format("v5e"),
+        ),
         Chip("v5p", 459e12, 95 << 30, 2.765e12, 18e10, 128, ("TPU v5",), _TPU.format("v5p")),
-        Chip("v6e", 918e12, 32 << 30, 1.64e12, 18e10, 256, ("TPU v6 lite",), _TPU.format("v6e")),
+        Chip(
+            "v6e",
+            918e12,
+            32 << 30,
+            1.64e12,
+            18e10,
+            256,
+            ("TPU v6 lite", "TPU v6e"),
+            _TPU.format("v6e"),
+        ),
         Chip(
             "a100", 312e12, 80 << 30, 2.039e12, 3e11, 16, ("NVIDIA A100",), _NVIDIA.format("A100")
         ),
         Chip(
-            "h100", 989e12, 80 << 30, 3.35e12, 4.5e11, 16, ("NVIDIA H100",), _NVIDIA.format("H100")
+            "h100",
+            989e12,
+            79 << 30,
+            3.35e12,
+            4.5e11,
+            16,
+            ("NVIDIA H100 80GB",),
+            _NVIDIA.format("H100"),
         ),
         Chip(
-            "h200", 989e12, 141 << 30, 4.8e12, 4.5e11, 16, ("NVIDIA H200",), _NVIDIA.format("H200")
+            "h200", 989e12, 140 << 30, 4.8e12, 4.5e11, 16, ("NVIDIA H200",), _NVIDIA.format("H200")
         ),
     )
 }

@@ -75,14 +75,13 @@ class Stack(NamedTuple):
 
 
 def stacks(fn: Callable[..., Any], *args: Any) -> list[Stack]:
-    """Return the stacks of blocks in `fn(*args)`: scans that carry a residual stream [1 n d]."""
+    """Return the stacks of blocks in `fn(*args)`: scans that return a residual stream [1 n d]."""
     found = []
 
     def look(jaxpr: Any) -> None:
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "scan":
-                first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
-                shapes = [v.aval.shape for v in eqn.invars[first : first + carried]]
+                shapes = [v.aval.shape for v in eqn.outvars]
                 if len(shapes) == 1 and len(shapes[0]) == 3:
                     found.append(Stack(eqn.params["length"], *shapes[0][1:]))
                     continue

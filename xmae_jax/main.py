@@ -138,6 +138,8 @@ def _config_trouble(error: Exception) -> ConfigError:
 
 def _run() -> None:
     """Run the task."""
+    if FLAGS.distributed and FLAGS.task != "train":
+        raise ConfigError(f"--task={FLAGS.task} takes one process: leave out --distributed")
     if FLAGS.task in ("train", "plan"):
         try:
             given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
@@ -156,8 +158,6 @@ def _run() -> None:
             allow_fresh=FLAGS.allow_fresh,
         )
         return
-    if FLAGS.distributed:
-        raise ConfigError(f"--task={FLAGS.task} takes one process: leave out --distributed")
     if not FLAGS.workdir:
         raise ConfigError(f"--task={FLAGS.task} needs --workdir of a run")
     workdir = Path(FLAGS.workdir).absolute()

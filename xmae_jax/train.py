@@ -252,6 +252,7 @@ def _train(
     if hosts.is_first():
         writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
     writer.close()
+    hosts.from_all(None)  # nobody leaves while another may still fail
     say(f"done: {run.workdir}")
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.runs import ROOT, finish
+from tests.runs import finish
 from xmae_jax.tasks import plan
 
 COMMAND = ["-m", "xmae_jax.main", "--task=plan", "--config=configs/pretrain_1280.py"]
@@ -42,7 +42,26 @@ def test_cards_are_estimated_and_what_does_not_fit_is_told_how_it_could():
     code, out = planned(*flags, "--config.remat=none")
     assert code == 0 and "fits: no" in out, out
     assert re.search(r"over by \d+\.\d\d GiB", out)
-    assert "--config.remat=full" in out and "--config.micro_batch_size=" in out
+    assert "--config.remat=full" in out
+    (advice,) = re.findall(r"--config.micro_batch_size=\d+", out)
+    code, out = planned(*flags, "--config.remat=none", advice)
+    assert code == 0 and "fits: yes" in out, out
+
+
+def test_a_search_answers_both_questions_whatever_the_config_accumulates():
+    code, out = planned(
+        "--config.plan.topology=h100:8", "--config.batch_size=1024", "--config.remat=dots",
+        "--config.micro_batch_size=256", "--config.plan.search=True",
+    )  # fmt: skip
+    assert code == 0 and "fits: yes" in out, out
+    assert re.search(r"cheapest recomputation: none, 128 films a chip", out), out
+    found = re.search(r"largest batch found: full, (\d+) films a chip \(batch ([\d,]+)\)", out)
+    assert found, out
+    films, batch = int(found[1]), found[2].replace(",", "")
+    assert films > 32 and int(batch) == 8 * films
+    best = ["--config.plan.topology=h100:8", "--config.remat=full"]
+    assert "fits: yes" in planned(*best, f"--config.batch_size={batch}")[1]
+    assert "fits: no" in planned(*best, f"--config.batch_size={int(1.05 * films + 1) * 8}")[1]
 
 
 @pytest.mark.parametrize(
@@ -50,12 +69,15 @@ def test_cards_are_estimated_and_what_does_not_fit_is_told_how_it_could():
     [
         ("--config.plan.topology=v9:4x4", "v4, v5e"),
         ("--config.plan.topology=h100", "CHIP:N"),
-        ("--config.plan.topology=h100:3", "does not split over 3"),
+        ("--config.plan.topology=h100:3", "do not split over 3"),
         ("--config.mesh.tensor=3", "mesh is"),
+        ("--config.micro_batch_size=4", "4 rows at once do not split over 8"),
     ],
 )
 def test_what_cannot_be_planned(flag, told):
-    code, out = planned(flag, "--config.plan.topology=h100:8") if "mesh" in flag else planned(flag)
+    code, out = (
+        planned(flag, "--config.plan.topology=h100:8") if "topology" not in flag else planned(flag)
+    )
     assert code == 64 and told in out, out
 
 
@@ -80,7 +102,3 @@ def test_the_compiler_of_tpus_takes_the_step(mesh):
     assert code == 0 and "fits: yes" in out, out
     assert "collective: all-reduce" in out and value(out, "memory: peak a chip")[1] == "compiled"
     assert ("collective: all-gather" in out) == bool(mesh)
-
-
-def test_this_file_runs_the_documented_command():
-    assert "--task=plan" in (ROOT / "docs" / "performance.md").read_text()

@@ -32,15 +32,12 @@ REMAT = ("none", "dots", "full")
 
 def run(config: Config) -> None:
     """Print the plan; ConfigError if it asks for what cannot be."""
-    try:
-        _run(config)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _run(config: Config) -> None:
     place = _place(config.plan.topology)
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=place.devices)
+    try:
+        mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=place.devices)
+        lay_out(config, objective_of(config, OBJECTIVES), mesh)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from None
     told = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"plan of {config.name} on {place.name}: {mesh.size} chips, mesh {told}\n", flush=True)
     point = _point(config, mesh, place)
@@ -88,6 +85,8 @@ def _place(topology: str | None) -> Place:
     if not chip.kinds[0].startswith("TPU"):
         count = int(np.prod([int(side) for side in sides.split("x")]))
         devices: list[Any] = [_Stand(i) for i in range(count)]
+        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))  # JAX's default
+        chip = chip._replace(hbm=int(share * chip.hbm))
         return Place(topology, devices, chip, compiles=False, here=False)
     # No TPU is looked for, and another process may compile at the same time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -125,7 +124,7 @@ class Point:
     """Measured."""
 
     def roofline(self, config: Config, chip: Chip, mesh: Mesh) -> dict[str, float]:
-        """Return the seconds a step that compute, memory and links each need at least."""
+        """Return the seconds a step that compute, memory and links each need by themselves."""
         fn, args = one_film(dataclasses.replace(config, remat=self.remat), gradient=True)
         busy = sum(flops.matmul_flops(fn, *args, unit=chip.unit).values())
         share = mesh.size // sharding.row_shards(mesh)
@@ -138,11 +137,10 @@ class Point:
 
 
 def _point(config: Config, mesh: Mesh, place: Place) -> Point:
-    films = config.batch_size // sharding.row_shards(mesh)
-    if films * sharding.row_shards(mesh) != config.batch_size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} does not split over {sharding.row_shards(mesh)} chips"
-        )
+    shards = sharding.row_shards(mesh)
+    if config.rows_at_once % shards:
+        raise ConfigError(f"{config.rows_at_once} rows at once do not split over {shards} chips")
+    films = config.batch_size // shards
     return (compiled_point if place.compiles else _estimated)(config, mesh, place, films)
 
 
@@ -163,14 +161,15 @@ def compiled_point(
                 raise
             return Point(films, config.remat, False, state, used, state + used, None, None)
         memory = compiled.memory_analysis()
-        seconds = _timed(program, compiled, batch, mesh, steps) if place.here else None
     arguments = memory.argument_size_in_bytes
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + made + memory.generated_code_size_in_bytes
+    fits = place.chip is None or arguments + temporaries <= place.chip.hbm
+    seconds = _timed(program, compiled, batch, mesh, steps) if place.here and fits else None
     return Point(
         films=films,
         remat=config.remat,
-        fits=place.chip is None or arguments + temporaries <= place.chip.hbm,
+        fits=fits,
         arguments=arguments,
         temporaries=temporaries,
         peak=arguments + temporaries,
@@ -214,11 +213,11 @@ def _timed(program: Program, compiled: Any, batch: Any, mesh: Mesh, steps: int) 
 
 
 def _estimated(config: Config, mesh: Mesh, place: Place, films: int) -> Point:
-    """Estimate memory from what each block keeps.
+    """Estimate memory from what each block keeps, in bytes a token and width at 16 bit.
 
-    Per token and layer 34 widths in bytes at 16 bit without recomputation (Korthikanti et al.,
-    arXiv 2205.05198, equation 2, without the scores); 20 with matrix products kept; 2 for a block's
-    input alone, and 34 once for the block that is being computed.
+    Without recomputation 10 + 24 / t at t devices along `tensor` (Korthikanti et al., arXiv
+    2205.05198, equation 2, without the scores); 6 + 16 / t with matrix products and what attention
+    gave; 2 for a block's input alone. The block that is being computed needs all of it.
     """
     objective = objective_of(config, OBJECTIVES)
     program = lay_out(config, objective, mesh)
@@ -227,10 +226,10 @@ def _estimated(config: Config, mesh: Mesh, place: Place, films: int) -> Point:
     fn, args = one_film(config, gradient=False)
     blocks = flops.stacks(fn, *args)
     scale = {"bfloat16": 1, "float32": 2}[config.compute_dtype]
-    scale *= sharding.row_shards(mesh) / mesh.size
-    kept = {"none": 34, "dots": 20, "full": 2}[config.remat] * scale
-    film = sum(s.depth * s.tokens * s.width for s in blocks) * kept
-    film += max(s.tokens * s.width for s in blocks) * 34 * scale
+    split = sharding.row_shards(mesh) / mesh.size
+    kept = {"none": 10 + 24 * split, "dots": 6 + 16 * split, "full": 2}[config.remat]
+    film = sum(s.depth * s.tokens * s.width for s in blocks) * kept * scale
+    film += max(s.tokens * s.width for s in blocks) * (10 + 24 * split) * scale
     temporaries = gradient + film * films * config.rows_at_once / config.batch_size
     peak = state + temporaries
     assert place.chip is not None
@@ -282,6 +281,8 @@ def _table(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
         lines.append((f"collective: {moved.kind}", what, "compiled"))
     if chip is not None and point.fits:
         lines += _speed(config, point, mesh, chip, total)
+        if point.traffic is None:
+            lines.append(("roofline: memory, links", "not looked at", "estimated"))
     if point.step_seconds is not None:
         speed = config.batch_size / point.step_seconds
         what = f"{point.step_seconds:.3f} s, {speed:.2f} images/s"
@@ -331,7 +332,6 @@ def _help(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
     over = point.peak - place.chip.hbm
     program = lay_out(config, objective_of(config, OBJECTIVES), mesh)
     state = _bytes(program.shapes, program.shardings)
-    film = (point.peak - state) / point.films
     lines = [f"over by {_gib(max(over, 0))} a chip. What would help:"]
     if config.remat != "full":
         lines.append("  --config.remat=full (or dots): compute twice what is not kept")
@@ -340,12 +340,14 @@ def _help(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
         lines.append(
             f"  --config.mesh.data=1 --config.mesh.fsdp=-1: splits the state, {_gib(share)} a chip"
         )
-    fewer = max(1, int((place.chip.hbm - state) // film)) if place.chip.hbm > state else 1
-    if fewer < point.films:
-        size = config.micro_batch_size or config.batch_size
+    shards = sharding.row_shards(mesh)
+    at_once, films = config.rows_at_once // shards, config.batch_size // shards
+    room = int((place.chip.hbm - state) * at_once // max(point.peak - state, 1))
+    fewer = max((d for d in range(1, at_once) if films % d == 0 and d <= room), default=None)
+    if fewer is not None:
         lines.append(
-            f"  about {fewer} films a chip at once instead of {point.films}: a smaller batch, or"
-            f" --config.micro_batch_size={size // point.films * fewer}"
+            f"  {fewer} films a chip at once instead of {at_once}, or a smaller batch:"
+            f" --config.micro_batch_size={fewer * shards}"
         )
     return "\n".join(lines)
 
@@ -359,17 +361,25 @@ def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
     if place.chip is None:
         raise ConfigError("config.plan.search: this device's memory is not known")
     shards, limit = sharding.row_shards(mesh), 0.975 * place.chip.hbm
+    whole = dataclasses.replace(config.data, mixture=None)  # its counts are of one batch size
     print("\nsearch:", flush=True)
+
+    def other(remat: str, films: int) -> Config:
+        """Change the recomputation, or with it the batch, which then is in memory at once."""
+        if films == first.films:
+            return dataclasses.replace(config, remat=remat)
+        batch = films * shards
+        return dataclasses.replace(
+            config, remat=remat, batch_size=batch, micro_batch_size=None, data=whole
+        )
+
     known = {(first.remat, first.films, False): first}
 
     def at(remat: str, films: int, *, quick: bool = False) -> Point:
         if point := known.get((remat, films, quick)):
             return point
-        changed = dataclasses.replace(
-            config, remat=remat, batch_size=films * shards, micro_batch_size=None
-        )
         jax.config.update("jax_optimization_level", "O1" if quick else "UNKNOWN")
-        point = known[remat, films, quick] = _point(changed, mesh, place)
+        point = known[remat, films, quick] = _point(other(remat, films), mesh, place)
         told = "fits" if point.fits else "does not fit"
         how = ", quickly compiled" * (quick and place.compiles)
         print(f"  {remat}, {films} films a chip: {_gib(point.peak)}, {told}{how}", flush=True)
@@ -380,21 +390,22 @@ def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
         if at(remat, first.films, quick=True).fits and at(remat, first.films).fits:
             cheapest = at(remat, first.films)
             break
-    # The largest batch is had with the most recomputation.
-    some, more = (at(REMAT[-1], films, quick=True) for films in (first.films, first.films + 4))
-    slope = (more.peak - some.peak) / 4
-    films, largest = first.films + int((limit - some.peak) // slope), None
+    # The largest batch is had with the most recomputation, and without accumulation.
+    start = config.rows_at_once // shards + 1
+    some, more = (at(REMAT[-1], films, quick=True) for films in (start, start + 4))
+    slope = max((more.peak - some.peak) / 4, 1.0)
+    films, largest = start + int((limit - some.peak) // slope), None
     while films > 0 and largest is None:
         point = at(REMAT[-1], films)
         largest = point if point.fits else None
         films -= max(1, int(-(-(point.peak - limit) // slope)))
     lines = [""]
-    for what, point in (("cheapest recomputation", cheapest), ("largest batch", largest)):
+    for what, point in (("cheapest recomputation", cheapest), ("largest batch found", largest)):
         if point is None:
             lines.append(f"{what}: none fits")
             continue
-        batch = point.films * shards
-        changed = dataclasses.replace(config, remat=point.remat, batch_size=batch)
+        changed = other(point.remat, point.films)
+        batch = changed.batch_size
         speed = batch / max(point.roofline(changed, place.chip, mesh).values())
         lines.append(
             f"{what}: {point.remat}, {point.films} films a chip (batch {batch:,}),"
