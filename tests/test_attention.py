@@ -57,6 +57,26 @@ def test_splash_is_plain(n, m):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_splash_on_a_mesh_of_three_axes():
+    """Several blocks along both axes; rows and heads on different devices."""
+    q, k, v = (jnp.concatenate([x, x[::-1]]) for x in inputs(1100, 1300, width=8))
+    want = with_gradients(by_hand, q, k, v)
+    names = ("rows", None, "heads", None)
+    with jax.set_mesh(sharding.make_mesh(data=2, fsdp=2, tensor=2)):
+        splash = partial(attention._splash, interpret=True)
+        got = with_gradients(sharding.per_device(splash, (names,) * 3, names), q, k, v)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_splash_s_blocks_are_large_and_waste_little():
+    for length in (70, 737, 1601, 5664, 6401):
+        block = attention._block(length)
+        padded = -(-length // block) * block
+        assert block % 128 == 0 and (block >= 512 or length <= 512)
+        assert padded <= max(1.13 * length, 256), length
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("n", "m"), [(197, 197), (1601, 185)])
 def test_cudnn_is_plain(n, m):

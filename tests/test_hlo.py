@@ -105,3 +105,30 @@ def test_real_programs_are_read_whole(mesh):
     least = 4 * (np.prod(w.shape) + np.prod(x.shape) / 8)
     assert least < found.memory < 50 * least
     assert {m.kind for m in found.collectives} == {"all-reduce"}
+
+
+BARE = """HloModule m
+
+ENTRY %main (a: f32[10,1000], u: f32[1,1000], i: s32[]) -> f32[10,1000] {
+  %a = f32[10,1000]{1,0} parameter(0)
+  %u = f32[1,1000]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %ds = f32[1,1000]{1,0} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={1,1000}
+  %cs = (f32[1,1000]{1,0:S(1)}, f32[1,1000]{1,0}, u32[]) copy-start(%u)
+  %cd = f32[1,1000]{1,0:S(1)} copy-done(%cs)
+  ROOT %dus = f32[10,1000]{1,0} dynamic-update-slice(%a, %u, %i, %i)
+}
+"""
+
+
+def test_a_slice_outside_of_a_fusion_is_a_slice_too():
+    # A row read and written twice, and one read into on-chip memory.
+    assert hlo.traffic(BARE, 1).memory == 2 * 4000 + 2 * 4000 + 4000
+
+
+def test_a_fusion_is_looked_into_through_bitcasts():
+    text = TEXT.replace(
+        "  ROOT %ds = f32[1,1000]{1,0} dynamic-slice(%p0,",
+        "  %b = f32[10,1000]{1,0} bitcast(%p0)\n  ROOT %ds = f32[1,1000]{1,0} dynamic-slice(%b,",
+    )
+    assert hlo.traffic(text, 8) == hlo.traffic(TEXT, 8)

@@ -110,11 +110,12 @@ def _pad(x: Array, multiple: int) -> Array:
 
 
 def _splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
-    """Run the kernel on one device's rows and heads; lengths are padded to a multiple of 128."""
+    """Run the kernel on one device's rows and heads; lengths are padded to whole blocks."""
     n, m, heads = q.shape[1], k.shape[1], q.shape[2]
-    q, k, v = (_pad(x, splash.NUM_LANES).swapaxes(1, 2) for x in (q, k, v))  # b heads n hd
+    block_q, block_k = _block(n), _block(m)
+    q = _pad(q, block_q).swapaxes(1, 2)  # b heads n hd
+    k, v = (_pad(x, block_k).swapaxes(1, 2) for x in (k, v))
     padded_n, padded_m = q.shape[2], k.shape[2]
-    block_q, block_k = _largest_block(padded_n, 1024), _largest_block(padded_m, 1024)
     kernel = splash.make_splash_mha_single_device(
         mask=splash_attention_mask.MultiHeadMask(
             [splash_attention_mask.FullMask((padded_n, padded_m))] * heads
@@ -139,11 +140,13 @@ def _splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
     return out.swapaxes(1, 2)[:, :n]
 
 
-def _largest_block(length: int, limit: int) -> int:
-    """Return the largest multiple of 128 up to `limit` that divides `length`."""
-    lanes = length // splash.NUM_LANES
-    most = limit // splash.NUM_LANES
-    return max(i for i in range(1, most + 1) if lanes % i == 0) * splash.NUM_LANES
+def _block(length: int) -> int:
+    """Choose a multiple of 128 up to 1,024: large blocks, but little padding.
+
+    A block is taken to cost as much as 64 more rows do, a guess.
+    """
+    blocks = range(1024, 0, -splash.NUM_LANES)
+    return min(blocks, key=lambda block: -(-length // block) * (block + 64))
 
 
 @jax.custom_vjp

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -132,6 +133,29 @@ def _called(op: _Op, what: str) -> str:
     return match[1]
 
 
+def _uses(name: str, ops: list[_Op]) -> Iterator[tuple[str, float, bool]]:
+    """Yield kind, bytes of the result, and whether it is the first operand, of each use."""
+    for op in ops:
+        if name in op.operands and op.kind == "bitcast":
+            yield from _uses(op.name, ops)
+        elif name in op.operands:
+            yield op.kind, sum(_all_bytes(op.type)), op.operands[0] == name
+
+
+def _bytes(op: _Op, types: dict[str, str]) -> float:
+    """Count what one operation outside of a fusion reads and writes."""
+    if op.kind in _FREE or op.kind.endswith("-done"):
+        return 0.0
+    if op.kind == "dynamic-slice":
+        return 2 * sum(_arrays(op.type))
+    if op.kind == "dynamic-update-slice":
+        return 2 * sum(_arrays(types[op.operands[1]]))
+    read = sum(sum(_arrays(types.get(name, ""))) for name in op.operands)
+    if op.kind.endswith("-start"):  # its type repeats the operand, and more
+        return read + (_arrays(op.type) or [0.0])[0 if op.kind == "copy-start" else -1]
+    return read + sum(_arrays(op.type))
+
+
 def _fusion_bytes(op: _Op, types: dict[str, str], fused: list[_Op]) -> float:
     """Count a fusion's operands and results; of a slice of an operand the slice alone."""
     by_name = {o.name: o for o in fused}
@@ -139,15 +163,17 @@ def _fusion_bytes(op: _Op, types: dict[str, str], fused: list[_Op]) -> float:
     place = {o.name: int(o.rest[1 : o.rest.index(")")]) for o in fused if o.kind == "parameter"}
     for name, index in place.items():
         whole = sum(_arrays(types.get(op.operands[index], "")))
-        uses = [o for o in fused if name in o.operands]
-        if uses and all(o.kind == "dynamic-slice" and o.operands[0] == name for o in uses):
-            whole = min(whole, sum(sum(_all_bytes(o.type)) for o in uses))
-        if uses and all(o.kind == "dynamic-update-slice" and o.operands[0] == name for o in uses):
+        uses = list(_uses(name, fused))
+        if uses and all(kind == "dynamic-slice" and first for kind, _, first in uses):
+            whole = min(whole, sum(size for _, size, _ in uses))
+        if uses and all(kind == "dynamic-update-slice" and first for kind, _, first in uses):
             whole = 0.0
         total += whole
     root = fused[-1]
     results = [by_name[n] for n in root.operands] if root.kind == "tuple" else [root]
     for result, size in zip(results, _arrays(op.type), strict=False):
+        while result.kind in ("bitcast", "convert", "copy"):
+            result = by_name[result.operands[0]]
         if result.kind == "dynamic-update-slice":
             size = min(size, sum(_all_bytes(by_name[result.operands[1]].type)))
         total += size
@@ -182,15 +208,7 @@ def traffic(text: str, devices: int) -> Traffic:
             elif op.kind in ("call", "async-start"):
                 key = "calls" if "calls=" in op.rest else "to_apply"
                 walk(_called(op, key), times, fused=fused)
-            elif op.kind == "conditional":
-                for branch in re.findall(r"computations?=\{?%?([\w.\-]+)", op.rest):
-                    walk(branch, times, fused=fused)
-            if not fused and op.kind not in _FREE and not op.kind.endswith(("-done", "-start")):
-                memory += times * sum(_arrays(op.type))
-                memory += times * sum(sum(_arrays(types.get(o, ""))) for o in op.operands)
-            elif not fused and op.kind in ("copy-start", "slice-start"):
-                memory += times * sum(_arrays(op.type)[:1])  # the target; the source likewise:
-                memory += times * min(sum(_all_bytes(op.type)[:1]), sum(_arrays(op.type)[1:2]))
+            memory += 0 if fused else times * _bytes(op, types)
 
     walk(entry, 1, fused=False)
     collectives = [
