@@ -129,8 +129,7 @@ class Incidents:
             for (source, index), real in zip(host["id"].tolist(), host["mask"], strict=True)
             if not real
         ]
-        # Hosts that share rows name them alike.
-        where, so_far = [*dict.fromkeys(sum(hosts.from_all(own), []))], self.bad_rows
+        where, so_far = sum(hosts.from_all(own), []), self.bad_rows
         self.writer.write("event", done, {"event": "bad_record", "where": where, "rows": so_far})
         if news := sorted({*where} - self._told):
             self.say(f"step {done}: left out, from now on in silence: {'; '.join(news)}")
