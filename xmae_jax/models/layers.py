@@ -120,32 +120,24 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and around a residual."""
+    """Attention and MLP, each behind a norm and around a residual.
 
-    def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
+    With `cross`, attention is to a context, which is not normed again.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, cross: bool = False, compute: Compute, rngs: nnx.Rngs
+    ):
+        attention = CrossAttention if cross else Attention
         self.norm1 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
-        self.attention = Attention(width, heads, compute=compute, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
-        self.mlp = Mlp(width, compute=compute, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class CrossBlock(nnx.Module):
-    """The same with attention to `context`, which is not normed again."""
-
-    def __init__(self, width: int, heads: int, *, compute: Compute, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
-        self.attention = CrossAttention(width, heads, compute=compute, rngs=rngs)
+        self.attention = attention(width, heads, compute=compute, rngs=rngs)
         self.norm2 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
         self.mlp = Mlp(width, compute=compute, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]
+        self, x: Float[Array, "b n d"], *context: Float[Array, "b m d"]
     ) -> Float[Array, "b n d"]:
-        x = x + self.attention(self.norm1(x), context)
+        x = x + self.attention(self.norm1(x), *context)
         return x + self.mlp(self.norm2(x))
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from xmae_jax.models.layers import Block, Compute, CrossBlock, layer_norm, linear, scan, stack
+from xmae_jax.models.layers import Block, Compute, layer_norm, linear, scan, stack
 from xmae_jax.models.position import sincos_2d
 from xmae_jax.typing import Features
 
@@ -62,9 +62,11 @@ class PixelDecoder(nnx.Module):
         self.config, self.base_grid, self.compute = c, base_grid, compute
         self.embed = linear(encoder_width, c.width, dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
-        block = Block if c.kind == "self" else CrossBlock
+        cross = c.kind == "cross"
         self.blocks = stack(
-            lambda r: block(c.width, c.heads, compute=compute, rngs=r), c.depth, rngs=rngs
+            lambda r: Block(c.width, c.heads, cross=cross, compute=compute, rngs=r),
+            c.depth,
+            rngs=rngs,
         )
         self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
         self.pixels = linear(c.width, patch_size**2, dtype=dtype, rngs=rngs)
