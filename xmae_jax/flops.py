@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
 
 FORWARD_AND_BACKWARD = 3
 
@@ -41,9 +40,7 @@ def _count(jaxpr: Any, times: int, scope: tuple[str, ...], unit: int, counted: C
         repeats = times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
         for value in eqn.params.values():
             for sub in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(sub, core.ClosedJaxpr):
-                    _count(sub.jaxpr, repeats, inner, unit, counted)
-                elif isinstance(sub, core.Jaxpr):
+                if hasattr(sub, "eqns"):  # closed or not: one class in newer versions of JAX
                     _count(sub, repeats, inner, unit, counted)
 
 
@@ -86,8 +83,8 @@ def stacks(fn: Callable[..., Any], *args: Any) -> list[Stack]:
                     found.append(Stack(eqn.params["length"], *shapes[0][1:]))
                     continue
             for value in eqn.params.values():
-                if isinstance(value, core.ClosedJaxpr):
-                    look(value.jaxpr)
+                if hasattr(value, "eqns"):
+                    look(value)
 
     look(jax.make_jaxpr(fn)(*args).jaxpr)
     return found

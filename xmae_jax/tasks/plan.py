@@ -35,15 +35,15 @@ def run(config: Config) -> None:
     place = _place(config.plan.topology)
     try:
         mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=place.devices)
-        lay_out(config, objective_of(config, OBJECTIVES), mesh)
+        program = lay_out(config, objective_of(config, OBJECTIVES), mesh)
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from None
     told = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"plan of {config.name} on {place.name}: {mesh.size} chips, mesh {told}\n", flush=True)
     point = _point(config, mesh, place)
-    print(_table(config, point, mesh, place), flush=True)
+    print(_table(config, point, program, mesh, place), flush=True)
     if not point.fits:
-        print(_help(config, point, mesh, place))
+        print(_help(config, point, program, mesh, place))
     if config.plan.search:
         print(_search(config, point, mesh, place))
 
@@ -239,7 +239,7 @@ def _estimated(config: Config, mesh: Mesh, place: Place, films: int) -> Point:
 # What is printed.
 
 
-def _table(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
+def _table(config: Config, point: Point, program: Program, mesh: Mesh, place: Place) -> str:
     """Write the table: what, value, and which kind of figure it is."""
     objective = objective_of(config, OBJECTIVES)
     chip = place.chip
@@ -253,7 +253,6 @@ def _table(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
             size = f"{part['depth']} blocks of {part['width']}, {part['heads']} heads of"
             kind = f" ({part['kind']})" if "kind" in part else ""
             lines.append((name + kind, f"{size} {part['width'] // part['heads']}", "config"))
-    program = lay_out(config, objective, mesh)
     lines += [
         ("parameters", f"{program.parameters:,}", "counted"),
         ("films a chip and step", f"{point.films:,} (batch {config.batch_size:,})", "config"),
@@ -326,11 +325,10 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
-def _help(config: Config, point: Point, mesh: Mesh, place: Place) -> str:
+def _help(config: Config, point: Point, program: Program, mesh: Mesh, place: Place) -> str:
     """Say by how much a config does not fit, and what would help."""
     assert place.chip is not None
     over = point.peak - place.chip.hbm
-    program = lay_out(config, objective_of(config, OBJECTIVES), mesh)
     state = _bytes(program.shapes, program.shardings)
     lines = [f"over by {_gib(max(over, 0))} a chip. What would help:"]
     if config.remat != "full":
