@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from xmae_jax.data import transforms
 from xmae_jax.data.batch import EveryRow, LoadStep, loader, row_rng
 from xmae_jax.data.plan import Plan
-from xmae_jax.data.records import DataError, Records
+from xmae_jax.data.records import DataError, Records, encode_image
 from xmae_jax.data.transforms import WHOLE, Box
 from xmae_jax.data.views import FilmView
 
@@ -64,6 +64,49 @@ def test_resize_keeps_orientation():
     small = transforms.resize_film(film, Box(0, 0.5, 1, 1), 32)
     assert small[:8].mean() > 240 and small[8:].mean() < 10
     assert Image.fromarray(small).size == (32, 32)
+
+
+@pytest.mark.parametrize("size", [96, 48])
+def test_both_ways_to_resize_keep_every_edge_in_its_place(size):
+    # Enlarged and shrunk: a ramp stays a ramp from border to border.
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None] * 3, (64, 64)).copy()
+    small = transforms.resize_film(ramp, WHOLE, size)
+    middle = 3 * ((np.arange(size) + 0.5) * 64 / size - 0.5)
+    assert np.abs(small - middle[:, None]).max() < 2
+    into = np.zeros((size, size), np.uint8)
+    np.testing.assert_array_equal(transforms.resize_film(ramp, WHOLE, size, into), small)
+
+
+class InMemory(Records):
+    """Records that lie in no shard."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+@pytest.mark.parametrize("crop_scale", [None, (0.3, 0.8)])
+@pytest.mark.parametrize("image_size", [512, 640, 200])
+def test_a_batch_holds_what_the_view_gives_of_each_row(image_size, crop_scale):
+    # Films straight into their rows, larger or smaller ones by way of another array.
+    draw = np.random.default_rng(0)
+    rough = [Image.fromarray(draw.integers(0, 256, (9, 9), np.uint8)) for _ in range(4)]
+    films = [np.asarray(picture.resize((512, 512), Image.Resampling.BICUBIC)) for picture in rough]
+    records = [
+        {"image": encode_image(film), "lung_hull": None, "valid_box": [0, 0, 512, 400]}
+        for film in films
+    ]
+    view = FilmView(image_size, (8, 8), "hull", crop_scale)
+    ids = np.array([[0, i] for i in (2, 0, 3, 1)], np.int32)
+    batch = LoadStep(lambda _: ids, [InMemory(records)], view, 1, slice(None), skip=False)(5)
+    for row, (_, index) in enumerate(ids):
+        alone = view(records[index], row_rng(1, 5, row))
+        for name, value in alone.items():
+            np.testing.assert_array_equal(batch[name][row], value, err_msg=name)
+        if crop_scale is None and image_size == 512:
+            assert np.abs(batch["image"][row, :, :, 0].astype(int) - films[index]).mean() < 2
 
 
 def load_step(records, *, rows=slice(None), view=VIEW, skip=False):

@@ -15,7 +15,12 @@ from jaxtyping import Int
 from xmae_jax.data.processes import die_with_parent
 from xmae_jax.data.records import DataError, Records
 
-View = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
+View = Callable[[dict[str, Any], np.random.Generator, Arrays], Arrays]
+"""(record, random numbers, the example's rows of a batch, or nothing) -> the example.
+
+A view may write an array straight into its row, and returns it all the same.
+"""
 
 
 def row_rng(seed: int, step: int, row: int) -> np.random.Generator:
@@ -44,38 +49,49 @@ class LoadStep:
     """Which rows are this host's."""
     skip: bool
 
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Load, view and stack."""
+    def __call__(self, step: int) -> Arrays:
+        """Load, view and pack."""
         ids, step = self.ids(int(step)), int(step)
-        examples: list[dict[str, np.ndarray] | None] = []
+        rows = np.arange(len(ids))[self.rows].tolist()
+        real = np.zeros(len(rows), bool)
+        batch: Arrays = {}
         damage = None
-        for row in np.arange(len(ids))[self.rows].tolist():
-            example = None
-            if ids[row, 0] >= 0:
-                try:
-                    example = self._example(step, row, ids)
-                except DataError as error:
-                    if not self.skip:
-                        raise
-                    damage = error
-            examples.append(example)
-        spare = next((example for example in examples if example is not None), None)
-        if spare is None:
+        for place, row in enumerate(rows):
+            if ids[row, 0] < 0:
+                continue
+            try:
+                self._pack(batch, place, len(rows), step, row, ids)
+                real[place] = True
+            except DataError as error:
+                if not self.skip:
+                    raise
+                damage = error
+        if not real.any():
             if damage is not None:
                 raise damage
             # Padding stands at the end of a batch, so only the first row is sure to be real.
-            spare = self._example(step, 0, ids)
-        batch = {name: np.stack([(e or spare)[name] for e in examples]) for name in spare}
-        return {**batch, "mask": np.array([e is not None for e in examples]), "id": ids[self.rows]}
+            self._pack(batch, 0, len(rows), step, 0, ids)
+        for values in batch.values():
+            values[~real] = values[real.argmax()]
+        return {**batch, "mask": real, "id": ids[self.rows]}
 
-    def _example(self, step: int, row: int, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def _pack(
+        self, batch: Arrays, place: int, size: int, step: int, row: int, ids: np.ndarray
+    ) -> None:
+        """Put the example of `row` at a place of the batch, which the first one sets up."""
         source, index = (int(i) for i in ids[row])
         records = self.sources[source]
         record = records[index]
+        slots = {name: values[place] for name, values in batch.items()}
         try:
-            return self.view(record, row_rng(self.seed, step, row))
+            example = self.view(record, row_rng(self.seed, step, row), slots)
         except DataError as error:
             raise records.damage(index, error) from error
+        for name, value in example.items():
+            if name not in batch:
+                batch[name] = np.empty((size, *value.shape), value.dtype)
+            if name not in slots or not np.may_share_memory(value, slots[name]):
+                batch[name][place] = value
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -87,7 +103,7 @@ def _start_worker(index: int, count: int) -> None:
 
 def loader(
     load: LoadStep, *, first: int, last: int, workers: int, threads: int
-) -> Generator[dict[str, np.ndarray], None, None]:
+) -> Generator[Arrays, None, None]:
     """Yield the batches of steps first .. last - 1, in order, read ahead.
 
     Grain parallelises over whole steps, by threads, or by `workers` processes if there are any;

@@ -188,8 +188,10 @@ def encode_mask(mask: Bool[np.ndarray, "h w"]) -> bytes:
     return out.getvalue()
 
 
-def decode_image(data: bytes) -> UInt8[np.ndarray, "h w"]:
-    """Decode a stored film; raise DataError if it is none."""
+def decode_image(
+    data: bytes, into: UInt8[np.ndarray, "_ _"] | None = None
+) -> UInt8[np.ndarray, "h w"]:
+    """Decode a stored film, `into` an array if its size fits; raise DataError if it is no film."""
     if not data.startswith(b"\xff\xd8"):
         return _open_picture(data, mode="L")
     # Pillow's pixels, but straight into the array and with the GIL released throughout; a warning
@@ -198,12 +200,13 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "h w"]:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if int(height) * int(width) > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError("more pixels than any film has")
-        pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY")[:, :, 0]
+        fits = into is not None and into.shape == (height, width)
+        pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY", buffer=into if fits else None)
     except ValueError as error:
         raise DataError(f"a picture does not decode ({type(error).__name__})") from error
     if space != "Gray":
         raise DataError(f"a picture is of mode {space}, not L")
-    return pixels
+    return pixels[:, :, 0]
 
 
 def decode_mask(data: bytes) -> Bool[np.ndarray, "h w"]:

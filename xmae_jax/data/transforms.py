@@ -1,12 +1,15 @@
-"""Geometry of one film and its lung mask together, in NumPy and Pillow."""
+"""Geometry of one film and its lung mask together, in NumPy, OpenCV and Pillow."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
+
+cv2.setNumThreads(1)  # the loader's own threads share the cores out
 
 
 class Box(NamedTuple):
@@ -23,6 +26,16 @@ class Box(NamedTuple):
         ys = np.clip([(self.y0 - crop.y0) / height, (self.y1 - crop.y0) / height], 0, 1)
         xs = np.clip([(self.x0 - crop.x0) / width, (self.x1 - crop.x0) / width], 0, 1)
         return Box(float(ys[0]), float(xs[0]), float(ys[1]), float(xs[1]))
+
+    def in_whole_pixels(self, height: int, width: int) -> Box:
+        """Move every edge to the nearest border between pixels of a film of that size."""
+        y0, x0, y1, x1 = self
+        return Box(
+            round(y0 * height) / height,
+            round(x0 * width) / width,
+            round(y1 * height) / height,
+            round(x1 * width) / width,
+        )
 
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
@@ -45,24 +58,35 @@ def random_crop(rng: np.random.Generator, valid: Box, *, scale: tuple[float, flo
     return Box(float(y0), float(x0), float(y0 + h), float(x0 + w))
 
 
-def _resize(pixels: np.ndarray, crop: Box, size: int, method: Image.Resampling) -> np.ndarray:
-    h, w = pixels.shape
-    if crop == WHOLE and (h, w) == (size, size):
-        return pixels
-    edges = (crop.x0 * w, crop.y0 * h, min(crop.x1, 1.0) * w, min(crop.y1, 1.0) * h)
-    return np.asarray(Image.fromarray(pixels).resize((size, size), method, box=edges))
-
-
 def resize_film(
-    pixels: UInt8[np.ndarray, "h w"], crop: Box, size: int
+    pixels: UInt8[np.ndarray, "h w"],
+    crop: Box,
+    size: int,
+    into: UInt8[np.ndarray, "size size"] | None = None,
 ) -> UInt8[np.ndarray, "size size"]:
-    """Cut out `crop` and resize it to a square by antialiased bicubic interpolation."""
-    return _resize(pixels, crop, size, Image.Resampling.BICUBIC)
+    """Cut out `crop`, of whole pixels, and resize it to a square by bicubic interpolation.
+
+    Pillow shrinks with antialiasing; OpenCV enlarges, ten times as fast, with Keys' parameter
+    -0.75 in place of -0.5, and writes `into` if given.
+    """
+    h, w = pixels.shape
+    y0, x0, y1, x1 = (round(edge) for edge in (crop.y0 * h, crop.x0 * w, crop.y1 * h, crop.x1 * w))
+    part = pixels[y0:y1, x0:x1]
+    if part.shape == (size, size):
+        return part
+    if max(part.shape) <= size:
+        return cv2.resize(part, (size, size), into, interpolation=cv2.INTER_CUBIC)
+    method = Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(part).resize((size, size), method))
 
 
 def resize_mask(
     mask: Bool[np.ndarray, "h w"], crop: Box, size: int
 ) -> Bool[np.ndarray, "size size"]:
     """Cut out `crop` and resize it; a cell is set where the mask covers at least half of it."""
-    grey = mask.astype(np.uint8) * np.uint8(255)
-    return _resize(grey, crop, size, Image.Resampling.BOX) >= 128
+    h, w = mask.shape
+    if crop == WHOLE and (h, w) == (size, size):
+        return mask
+    grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    edges = (crop.x0 * w, crop.y0 * h, min(crop.x1, 1.0) * w, min(crop.y1, 1.0) * h)
+    return np.asarray(grey.resize((size, size), Image.Resampling.BOX, box=edges)) >= 128

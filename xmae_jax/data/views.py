@@ -31,21 +31,27 @@ class FilmView:
         """Side of `lung`: eight cells a patch, fewer where that would pass 320."""
         return self.grid[0] * min(8, max(1, 320 // self.grid[0]))
 
-    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Decode and cut one record."""
-        pixels = decode_image(record["image"])
+    def __call__(
+        self,
+        record: dict[str, Any],
+        rng: np.random.Generator,
+        slots: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Decode and cut one record; the film goes straight into its slot where it can."""
+        slot = slots["image"][:, :, 0] if slots else None
+        pixels = decode_image(record["image"], slot if self.crop_scale is None else None)
         (h, w), m = pixels.shape, self.mask_size
         y0, x0, y1, x1 = (float(edge) for edge in record["valid_box"])
         valid = Box(y0 / h, x0 / w, y1 / h, x1 / w)
         crop = WHOLE
         if self.crop_scale is not None:
-            crop = transforms.random_crop(rng, valid, scale=self.crop_scale)
+            crop = transforms.random_crop(rng, valid, scale=self.crop_scale).in_whole_pixels(h, w)
         stored = record["lung_hull" if self.contour_region == "hull" else "lung_mask"]
         lung = np.zeros((m, m), bool)
         if stored is not None:
             lung = transforms.resize_mask(decode_mask(stored), crop, m)
         return {
-            "image": transforms.resize_film(pixels, crop, self.image_size)[:, :, None],
+            "image": transforms.resize_film(pixels, crop, self.image_size, slot)[:, :, None],
             "lung": lung.astype(np.uint8),
             "box": np.array(valid.seen_through(crop), np.float32),
         }
