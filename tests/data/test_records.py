@@ -184,6 +184,11 @@ def test_masks_cost_one_bit_a_pixel():
     data = records.encode_mask(mask)
     assert len(data) < 320 * 320 / 8 * 1.05
     np.testing.assert_array_equal(records.decode_mask(data), mask)
+    for broken in (data[:-99], data[:200] + bytes(9) + data[209:]):
+        with pytest.raises(DataError, match="does not decode"):
+            records.decode_mask(broken)
+    with pytest.raises(DataError, match="larger than 320 px"):
+        records.decode_mask(records.encode_mask(np.ones((4, 321), bool)))
 
 
 PROBE = """

@@ -47,12 +47,13 @@ class FilmView:
         if self.crop_scale is not None:
             crop = transforms.random_crop(rng, valid, scale=self.crop_scale).in_whole_pixels(h, w)
         stored = record["lung_hull" if self.contour_region == "hull" else "lung_mask"]
-        lung = np.zeros((m, m), bool)
-        if stored is not None:
+        if stored is None:
+            lung = np.zeros((m, m), bool)
+        else:
             lung = transforms.resize_mask(decode_mask(stored), crop, m)
         return {
             "image": transforms.resize_film(pixels, crop, self.image_size, slot)[:, :, None],
-            "lung": lung.astype(np.uint8),
+            "lung": lung.view(np.uint8),
             "box": np.array(valid.seen_through(crop), np.float32),
         }
 
