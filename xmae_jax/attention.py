@@ -26,6 +26,7 @@ SHORT = 1024
 SAVED = "attention"
 """Name under which a recomputation policy can keep what attention gave."""
 _BLOCK_Q, _BLOCK_K = 256, 1024
+_NVIDIA = ("gpu", "cuda")
 
 
 def attend(
@@ -55,6 +56,16 @@ def attend(
         return out
 
 
+def check(backend: str, platform: str, dtype: jnp.dtype) -> None:
+    """Raise ValueError if a backend does not run on a platform in that type."""
+    if backend == "splash" and platform != "tpu":
+        raise ValueError(f"'splash' runs on TPUs, and this is {platform}")
+    if backend == "cudnn" and platform not in _NVIDIA:
+        raise ValueError(f"'cudnn' runs on NVIDIA's cards, and this is {platform}")
+    if backend == "cudnn" and dtype == jnp.float32:
+        raise ValueError("'cudnn' has no float32")
+
+
 def choose(length: int, dtype: jnp.dtype) -> Backend:
     """Return the backend for the platform that is compiled for."""
     if length <= SHORT:
@@ -62,8 +73,7 @@ def choose(length: int, dtype: jnp.dtype) -> Backend:
     platform = sharding.platform()
     if platform == "tpu":
         return "splash"
-    # cuDNN has no kernel for float32.
-    return "cudnn" if platform in ("gpu", "cuda") and dtype != jnp.float32 else "chunked"
+    return "cudnn" if platform in _NVIDIA and dtype != jnp.float32 else "chunked"
 
 
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -136,7 +146,9 @@ def _splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
         (jnp.arange(padded_n) >= n).astype(jnp.int32), (jnp.arange(padded_m) >= m).astype(jnp.int32)
     )
     all_rows = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out: Any = all_rows(q * q.shape[-1] ** -0.5, k, v, segments)
+    # The kernel does not scale. In bfloat16 the factor itself would be rounded, for all alike.
+    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+    out: Any = all_rows(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :n]
 
 

@@ -35,7 +35,7 @@ class Moved(NamedTuple):
 
         Source: Chan et al., Collective communication (Concurrency and Computation 19(13), 2007).
         """
-        passes = {"all-reduce": 2.0, "collective-permute": 1.0}.get(self.kind, 1.0)
+        passes = 2.0 if self.kind == "all-reduce" else 1.0
         share = 1.0 if self.kind == "collective-permute" else (self.group - 1) / self.group
         return passes * share * self.bytes
 

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from xmae_jax import rng, sharding, step
-from xmae_jax.config import Config
+from xmae_jax import attention, rng, sharding, step
+from xmae_jax.config import Config, ConfigError
 from xmae_jax.optim import Optimizer
 from xmae_jax.typing import Objective, TrainState
 
@@ -37,12 +37,20 @@ class Program:
 
 
 def lay_out(config: Config, objective: Objective, mesh: Mesh) -> Program:
-    """Lay a run out on a mesh; ValueError names a parameter that cannot be split."""
+    """Lay a run out on a mesh; ConfigError names a parameter that cannot be split."""
+    try:
+        dtype = jax.numpy.dtype(config.compute_dtype)
+        attention.check(config.attention, mesh.devices.flat[0].platform, dtype)
+    except ValueError as error:
+        raise ConfigError(f"config.attention: {error}") from None
     warmup_steps = min(config.warmup_steps, config.total_steps)
     optimizer = Optimizer(config.optim, config.batch_size, warmup_steps, config.total_steps)
     init = partial(step.init_state, objective, optimizer)
     shapes = jax.eval_shape(init, rng.key(config.seed, "init"))
-    shardings = sharding.state_shardings(shapes, mesh)
+    try:
+        shardings = sharding.state_shardings(shapes, mesh)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from None
     compiled = jax.jit(
         partial(
             step.train_step,

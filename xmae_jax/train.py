@@ -105,10 +105,7 @@ def _train(
     say = print if hosts.is_first() else lambda *_, **__: None
 
     # Every shape, where it lies on the mesh, and the step.
-    try:
-        program = lay_out(config, objective, mesh)
-    except ValueError as error:
-        raise ConfigError(f"config.mesh: {error}") from None
+    program = lay_out(config, objective, mesh)
     shardings, optimizer = program.shardings, program.optimizer
     platform = jax.devices()[0].platform
     say(

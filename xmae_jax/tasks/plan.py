@@ -35,9 +35,9 @@ def run(config: Config) -> None:
     place = _place(config.plan.topology)
     try:
         mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=place.devices)
-        program = lay_out(config, objective_of(config, OBJECTIVES), mesh)
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from None
+    program = lay_out(config, objective_of(config, OBJECTIVES), mesh)
     told = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"plan of {config.name} on {place.name}: {mesh.size} chips, mesh {told}\n", flush=True)
     point = _point(config, mesh, place)
@@ -82,17 +82,17 @@ def _place(topology: str | None) -> Place:
             f" {', '.join(CHIPS)}"
         )
     chip = CHIPS[name]
+    jax.config.update("jax_platforms", "cpu")  # no device of that kind is looked for here
     if not chip.kinds[0].startswith("TPU"):
         count = int(np.prod([int(side) for side in sides.split("x")]))
         devices: list[Any] = [_Stand(i) for i in range(count)]
         share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))  # JAX's default
         chip = chip._replace(hbm=int(share * chip.hbm))
         return Place(topology, devices, chip, compiles=False, here=False)
-    # No TPU is looked for, and another process may compile at the same time.
+    # Another process may compile at the same time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.config.update("jax_platforms", "cpu")
     options = {"chip_config_name": "megacore"} if name == "v4" else {}  # two cores as one device
     try:
         devices = topologies.get_topology_desc(topology, "tpu", **options).devices
@@ -360,53 +360,54 @@ def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
         raise ConfigError("config.plan.search: this device's memory is not known")
     shards, limit = sharding.row_shards(mesh), 0.975 * place.chip.hbm
     whole = dataclasses.replace(config.data, mixture=None)  # its counts are of one batch size
+    known: dict[tuple, Point] = {}
     print("\nsearch:", flush=True)
 
-    def other(remat: str, films: int) -> Config:
-        """Change the recomputation, or with it the batch, which then is in memory at once."""
-        if films == first.films:
-            return dataclasses.replace(config, remat=remat)
-        batch = films * shards
+    def larger(films: int) -> Config:
+        """Take a batch of so many films a chip, without accumulation, and recompute the most."""
         return dataclasses.replace(
-            config, remat=remat, batch_size=batch, micro_batch_size=None, data=whole
+            config, remat=REMAT[-1], batch_size=films * shards, micro_batch_size=None, data=whole
         )
 
-    known = {(first.remat, first.films, False): first}
+    def at(changed: Config, *, quick: bool = False) -> Point:
+        quick = quick and place.compiles
+        key = (changed.remat, changed.batch_size, changed.rows_at_once, quick)
+        if key not in known:
+            jax.config.update("jax_optimization_level", "O1" if quick else "UNKNOWN")
+            point = known[key] = _point(changed, mesh, place)
+            told = "fits" if point.fits else "does not fit"
+            how = ", quickly compiled" * quick
+            at_once = changed.rows_at_once // shards
+            how = f", {at_once} at once" * (at_once < point.films) + how
+            print(f"  {point.remat}, {point.films} films a chip: {_gib(point.peak)}, {told}{how}",
+                  flush=True)  # fmt: skip
+        return known[key]
 
-    def at(remat: str, films: int, *, quick: bool = False) -> Point:
-        if point := known.get((remat, films, quick)):
-            return point
-        jax.config.update("jax_optimization_level", "O1" if quick else "UNKNOWN")
-        point = known[remat, films, quick] = _point(other(remat, films), mesh, place)
-        told = "fits" if point.fits else "does not fit"
-        how = ", quickly compiled" * (quick and place.compiles)
-        print(f"  {remat}, {films} films a chip: {_gib(point.peak)}, {told}{how}", flush=True)
-        return point
-
+    known[config.remat, config.batch_size, config.rows_at_once, False] = first
     cheapest = None
     for remat in REMAT:
-        if at(remat, first.films, quick=True).fits and at(remat, first.films).fits:
-            cheapest = at(remat, first.films)
+        changed = dataclasses.replace(config, remat=remat)
+        if at(changed, quick=True).fits and at(changed).fits:
+            cheapest = changed
             break
-    # The largest batch is had with the most recomputation, and without accumulation.
     start = config.rows_at_once // shards + 1
-    some, more = (at(REMAT[-1], films, quick=True) for films in (start, start + 4))
-    slope = max((more.peak - some.peak) / 4, 1.0)
+    some, more = (at(larger(films), quick=True) for films in (start, start + 4))
+    # What a compiler does differently for the two is not to count as a film that costs nothing.
+    slope = max((more.peak - some.peak) / 4, 0.25 * some.temporaries / some.films)
     films, largest = start + int((limit - some.peak) // slope), None
     while films > 0 and largest is None:
-        point = at(REMAT[-1], films)
-        largest = point if point.fits else None
+        point = at(larger(films))
+        largest = larger(films) if point.fits else None
         films -= max(1, int(-(-(point.peak - limit) // slope)))
     lines = [""]
-    for what, point in (("cheapest recomputation", cheapest), ("largest batch found", largest)):
-        if point is None:
+    for what, changed in (("cheapest recomputation", cheapest), ("largest batch found", largest)):
+        if changed is None:
             lines.append(f"{what}: none fits")
             continue
-        changed = other(point.remat, point.films)
-        batch = changed.batch_size
-        speed = batch / max(point.roofline(changed, place.chip, mesh).values())
+        point = at(changed)
+        speed = changed.batch_size / max(point.roofline(changed, place.chip, mesh).values())
         lines.append(
-            f"{what}: {point.remat}, {point.films} films a chip (batch {batch:,}),"
+            f"{what}: {point.remat}, {point.films} films a chip (batch {changed.batch_size:,}),"
             f" {_gib(point.peak)}, {speed:,.0f} images/s by the roofline"
         )
     return "\n".join(lines)
