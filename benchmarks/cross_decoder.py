@@ -60,14 +60,17 @@ def forward_flops(kind: str) -> float:
 def main() -> None:
     """Train, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/cross_decoder"))
+    parser.add_argument("--folder", type=Path, help="runs/cross_decoder, or with --smoke _smoke")
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
-    films, count = args.folder / "films", 1000
+    count = 1000
     if args.smoke:
         args.steps, args.seeds, count = 20, 1, 60
+    # Films of one are not to be taken for the other's.
+    args.folder = args.folder or Path("runs/cross_decoder" + "_smoke" * args.smoke)
+    films = args.folder / "films"
     if not (args.folder / "shards" / "manifest.json").exists():
         size = ["--size", "192"]
         run("data_prep.phantoms", "--output", str(films), "--count", str(count), *size)

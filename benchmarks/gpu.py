@@ -80,12 +80,10 @@ def step(config: Config, steps: int) -> float:
     total = flops.FORWARD_AND_BACKWARD * sum(film_flops(config).values())
     chip = chip_of(jax.devices()[0].device_kind)
     mfu = f", MFU {speed * total / chip.flops:.3f}" if chip else ""
-    stats = jax.devices()[0].memory_stats() or {}
-    peak = stats.get("peak_bytes_in_use", point.peak) / plan.GIB
     heads = config.objective["decoder"]["heads"]
     print(
         f"ours, {heads} decoder heads, batch {config.batch_size}, remat {config.remat}:"
-        f" {speed:.2f} images/s{mfu}, peak {peak:.1f} GiB",
+        f" {speed:.2f} images/s{mfu}, {point.peak / plan.GIB:.1f} GiB (compiled)",
         flush=True,
     )
     gc.collect()

@@ -80,7 +80,8 @@ def test_chips_by_the_names_that_jax_gives():
     }  # fmt: skip
     for kind, name in names.items():
         assert chip_of(kind) is CHIPS[name]
-    assert chip_of("cpu") is None
+    for other in ("cpu", "TPU v4 lite", "NVIDIA A100-SXM4-40GB", "NVIDIA H200 NVL"):
+        assert chip_of(other) is None
 
 
 def test_mfu_of_a_known_chip(monkeypatch):

@@ -62,7 +62,7 @@ import sys, time
 import jax, numpy as np
 from xmae_jax import hosts, sharding
 
-hosts.start(10)
+hosts.start(10, 300)
 me = hosts.own()
 assert hosts.from_first(lambda: [me, "first"]) == [0, "first"]
 assert hosts.from_all({"me": me}) == [{"me": 0}, {"me": 1}]

@@ -276,7 +276,7 @@ def slurm(place):
     put(place, "srun", SRUN)
     put(place, "scontrol", SCONTROL)
     put(place, "scancel", SCANCEL)
-    return place, {"SLURM_SUBMIT_DIR": str(place), "SLURM_JOB_ID": "17"}
+    return place, {"SLURM_SUBMIT_DIR": str(place), "SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "8"}
 
 
 @pytest.mark.parametrize("code", (0, *AGAIN, *WAIT, *STOP))
@@ -289,7 +289,7 @@ def test_slurm_requeues_on_the_right_codes(slurm, code):
         assert (place / "scontrol").read_text() == "requeue 17\n"
     else:
         assert out.returncode == code
-    assert (place / "srun").read_text() == "--kill-on-bad-exit=1\n"
+    assert (place / "srun").read_text() == "--kill-on-bad-exit=1\n--cpus-per-task=8\n"
 
 
 def test_slurm_a_task_decides_and_not_the_code_of_srun(slurm):

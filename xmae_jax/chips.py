@@ -20,7 +20,7 @@ class Chip(NamedTuple):
     unit: int
     """Side of the matrix unit; narrower products leave part of it idle."""
     kinds: tuple[str, ...]
-    """How JAX's device_kind begins."""
+    """What JAX's device_kind says, to the letter: an A100 of 40 GB is another chip."""
     source: str
 
 
@@ -41,7 +41,9 @@ CHIPS = {
             ("TPU v5 lite", "TPU v5e"),
             _TPU.format("v5e"),
         ),
-        Chip("v5p", 459e12, 95 << 30, 2.765e12, 18e10, 128, ("TPU v5",), _TPU.format("v5p")),
+        Chip(
+            "v5p", 459e12, 95 << 30, 2.765e12, 18e10, 128, ("TPU v5", "TPU v5p"), _TPU.format("v5p")
+        ),
         Chip(
             "v6e",
             918e12,
@@ -53,7 +55,14 @@ CHIPS = {
             _TPU.format("v6e"),
         ),
         Chip(
-            "a100", 312e12, 80 << 30, 2.039e12, 3e11, 16, ("NVIDIA A100",), _NVIDIA.format("A100")
+            "a100",
+            312e12,
+            80 << 30,
+            2.039e12,
+            3e11,
+            16,
+            ("NVIDIA A100-SXM4-80GB",),
+            _NVIDIA.format("A100"),
         ),
         Chip(
             "h100",
@@ -62,7 +71,7 @@ CHIPS = {
             3.35e12,
             4.5e11,
             16,
-            ("NVIDIA H100 80GB",),
+            ("NVIDIA H100 80GB HBM3",),
             _NVIDIA.format("H100"),
         ),
         Chip(
@@ -74,10 +83,4 @@ CHIPS = {
 
 def chip_of(device_kind: str) -> Chip | None:
     """Return the chip that JAX calls `device_kind`, None if it is not listed."""
-    found = [
-        (len(kind), chip)
-        for chip in CHIPS.values()
-        for kind in chip.kinds
-        if device_kind.startswith(kind)
-    ]
-    return max(found)[1] if found else None
+    return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)

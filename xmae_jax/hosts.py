@@ -37,12 +37,18 @@ _closed = threading.Event()
 _heartbeat_s = 0.0
 
 
-def start(heartbeat_seconds: float) -> None:
+class NotJoined(Exception):
+    """The processes did not come together; main exits 134, as when one is lost later."""
+
+
+def start(heartbeat_seconds: float, patience: float) -> None:
     """Join the other processes; before any device is touched.
 
     Who they are stands in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or is what
-    JAX finds out (SLURM, TPU pods, GKE, Open MPI); ValueError if it does not. One that is not heard
-    of for `heartbeat_seconds` is taken for dead, and JAX ends the others with 134.
+    JAX finds out (SLURM, TPU pods, GKE, Open MPI); ValueError if it does not. They are waited for
+    as long as `patience`, in seconds; after that, or if the port is taken, NotJoined is raised, or
+    JAX ends this process with 134 itself. One that is not heard of for `heartbeat_seconds` is taken
+    for dead, and JAX ends the others with 134.
     """
     global _heartbeat_s
     given = [os.environ.get(name) for name in _LAUNCH]
@@ -53,9 +59,13 @@ def start(heartbeat_seconds: float) -> None:
             coordinator_address=address, num_processes=int(count or ""), process_id=int(index or "")
         )
     try:
-        jax.distributed.initialize(**known, heartbeat_timeout_seconds=int(heartbeat_seconds))
-    except jax.errors.JaxRuntimeError as error:  # such as a port that is taken
-        raise ConnectionError(f"--distributed: {error}") from None
+        jax.distributed.initialize(
+            **known,
+            initialization_timeout=int(patience),
+            heartbeat_timeout_seconds=int(heartbeat_seconds),
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise NotJoined(f"--distributed: {error}") from None
     _heartbeat_s = heartbeat_seconds
     if several():
         threading.Thread(target=_watch, name="hosts", daemon=True).start()

@@ -31,7 +31,15 @@ from xmae_jax.lock import Locked
 from xmae_jax.tasks import plan, rollback, train, verify
 from xmae_jax.train import Preempted
 
-EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
+EXIT_CODES = {
+    ConfigError: 64,
+    DataError: 65,
+    Diverged: 70,
+    Locked: 73,
+    OSError: 74,
+    Preempted: 75,
+    hosts.NotJoined: 134,
+}
 
 # Every collective of every simulated CPU device blocks a thread; with one thread a core, eight
 # devices on two cores wait for each other for ever.
@@ -172,7 +180,7 @@ def _run() -> None:
 def _join(config: config_lib.Config) -> None:
     """Join the other processes."""
     try:
-        hosts.start(config.guard.heartbeat_seconds)
+        hosts.start(config.guard.heartbeat_seconds, config.guard.watchdog_seconds)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"--distributed: which processes there are is not known ({error}). Start it by SLURM,"

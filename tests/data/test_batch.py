@@ -189,8 +189,11 @@ def test_an_unreadable_record_is_named_or_skipped(shards, tmp_path, kind):
         load_step(bad)(step)
     with pytest.raises(DataError, match=name):
         steps(load_step(bad), first=step, last=step + 1)
-    with pytest.raises(DataError, match=name):  # nothing to put in its place
-        load_step(bad, rows=slice(row, row + 1), skip=True)(step)
+    # A host that has nothing else takes another's row in its place.
+    alone = load_step(bad, rows=slice(row, row + 1), skip=True)(step)
+    assert alone["mask"].tolist() == [False] and alone["id"].tolist() == [[0, 4]]
+    other = load_step(bad, rows=slice(0, 2), skip=True)(step)["image"][0 if row else 1]
+    np.testing.assert_array_equal(alone["image"][0], other)
 
     (found,) = steps(load_step(bad, skip=True), first=step, last=step + 1)
     whole = sound(step)
@@ -200,6 +203,20 @@ def test_an_unreadable_record_is_named_or_skipped(shards, tmp_path, kind):
     for array, expected in ((found[name], whole[name]) for name in ("image", "lung", "box")):
         np.testing.assert_array_equal(array[others], expected[others])
         np.testing.assert_array_equal(array[row], expected[0 if row else 1])
+
+
+def test_padding_alone_meets_a_damaged_record(shards):
+    bad = Junk(shards, "train")
+    bad.wanted = (0,)
+    load = load_step(bad, rows=slice(4, 8), skip=True)
+    load = dataclasses.replace(load, ids=EveryRow((3,), 8, 3))
+    batch = load(0)
+    assert not batch["mask"].any() and (batch["id"] == -1).all()
+    np.testing.assert_array_equal(
+        batch["image"][3], dataclasses.replace(load, rows=slice(1, 2))(0)["image"][0]
+    )
+    with pytest.raises(DataError, match="record 0 is damaged"):
+        dataclasses.replace(load, skip=False)(0)
 
 
 def test_nothing_readable_is_bad_data(shards):

@@ -38,7 +38,7 @@ class LoadStep:
 
     A row of `mask` False holds a copy of another row: padding (source -1), or, with `skip`, a
     record that cannot be read, which keeps its id. Without `skip` that is a DataError, and always
-    if none of this host's records of a step can be read.
+    if no record of a step can be read.
     """
 
     ids: Callable[[int], Int[np.ndarray, "b 2"]]
@@ -56,21 +56,22 @@ class LoadStep:
         real = np.zeros(len(rows), bool)
         batch: Arrays = {}
         damage = None
-        for place, row in enumerate(rows):
+        # A host with nothing to read of its own looks for a copy among the others' rows.
+        turns = [*enumerate(rows), *((0, row) for row in range(len(ids)))]
+        for turn, (place, row) in enumerate(turns):
             if ids[row, 0] < 0:
                 continue
+            if turn >= len(rows) and batch:
+                break
             try:
                 self._pack(batch, place, len(rows), step, row, ids)
-                real[place] = True
+                real[place] = turn < len(rows)
             except DataError as error:
                 if not self.skip:
                     raise
                 damage = error
-        if not real.any():
-            if damage is not None:
-                raise damage
-            # Padding stands at the end of a batch, so only the first row is sure to be real.
-            self._pack(batch, 0, len(rows), step, 0, ids)
+        if damage is not None and not batch:
+            raise damage
         for values in batch.values():
             values[~real] = values[real.argmax()]
         return {**batch, "mask": real, "id": ids[self.rows]}

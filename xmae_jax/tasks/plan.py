@@ -42,7 +42,7 @@ def run(config: Config) -> None:
     print(f"plan of {config.name} on {place.name}: {mesh.size} chips, mesh {told}\n", flush=True)
     point = _point(config, mesh, place)
     print(_table(config, point, program, mesh, place), flush=True)
-    if not point.fits:
+    if not point.fits and place.chip is not None:
         print(_help(config, point, program, mesh, place))
     if config.plan.search:
         print(_search(config, point, mesh, place))
@@ -73,8 +73,12 @@ class _Stand:
 def _place(topology: str | None) -> Place:
     """Find the chips of a name like "v5e:16x16" or "h100:8"."""
     if topology is None:
-        kind = jax.devices()[0].device_kind
-        return Place(f"this machine ({kind})", None, chip_of(kind), compiles=True, here=True)
+        device = jax.devices()[0]
+        chip, name = chip_of(device.device_kind), f"this machine ({device.device_kind})"
+        stats = device.memory_stats() or {}
+        if chip is not None and "bytes_limit" in stats:  # the share of it that JAX takes
+            chip = chip._replace(hbm=stats["bytes_limit"])
+        return Place(name, None, chip, compiles=True, here=True)
     name, _, sides = topology.partition(":")
     if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", sides):
         raise ConfigError(
@@ -165,7 +169,14 @@ def compiled_point(
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + made + memory.generated_code_size_in_bytes
     fits = place.chip is None or arguments + temporaries <= place.chip.hbm
-    seconds = _timed(program, compiled, batch, mesh, steps) if place.here and fits else None
+    seconds = None
+    if place.here and fits:
+        try:
+            seconds = _timed(program, compiled, batch, mesh, steps)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fits = False
     return Point(
         films=films,
         remat=config.remat,
@@ -223,6 +234,7 @@ def _estimated(config: Config, mesh: Mesh, place: Place, films: int) -> Point:
     program = lay_out(config, objective, mesh)
     state = _bytes(program.shapes, program.shardings)
     gradient = _bytes(program.shapes.params, program.shardings.params)
+    gradient *= 1 + (config.rows_at_once < config.batch_size)  # a part's, and their sum
     fn, args = one_film(config, gradient=False)
     blocks = flops.stacks(fn, *args)
     scale = {"bfloat16": 1, "float32": 2}[config.compute_dtype]
@@ -290,8 +302,8 @@ def _table(config: Config, point: Point, program: Program, mesh: Mesh, place: Pl
         lines.append(("a step", what, "measured"))
     widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
     rows = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in lines]
-    fits = f"\nfits: {'yes' if point.fits else 'no'}" if chip is not None else ""
-    return "\n".join(rows) + fits
+    fits = ("yes" if chip else "unknown, as this device's memory is") if point.fits else "no"
+    return "\n".join([*rows, f"fits: {fits}"])
 
 
 def _speed(config: Config, point: Point, mesh: Mesh, chip: Chip, total: float) -> list[tuple]:
