@@ -57,6 +57,17 @@ def test_splash_is_plain(n, m):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "fn", [attention._plain, attention._chunked, partial(attention._splash, interpret=True)]
+)
+def test_bfloat16_costs_what_its_rounding_does(fn):
+    q, k, v = (x.astype(jnp.bfloat16) for x in inputs(200, 150, width=128, scale=2.0))
+    want = with_gradients(by_hand, *(x.astype(jnp.float32) for x in (q, k, v)))
+    for a, b in zip(with_gradients(fn, q, k, v), want, strict=True):
+        error = jnp.sqrt(jnp.mean((a.astype(jnp.float32) - b) ** 2) / jnp.mean(b**2))
+        assert a.dtype == jnp.bfloat16 and error < 2**-7  # two units in the last place
+
+
 def test_splash_on_a_mesh_of_three_axes():
     """Several blocks along both axes; rows and heads on different devices."""
     q, k, v = (jnp.concatenate([x, x[::-1]]) for x in inputs(1100, 1300, width=8))
@@ -102,6 +113,21 @@ def test_who_is_chosen(monkeypatch):
     assert chosen("cpu", 6401) == "chunked" and chosen("cpu", 197) == "plain"
     assert chosen("tpu", 6401) == "splash" and chosen("tpu", 197) == "plain"
     assert chosen("gpu", 6401) == "cudnn" and chosen("gpu", 6401, jnp.float32) == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("backend", "platform", "dtype", "told"),
+    [
+        ("splash", "cpu", jnp.bfloat16, "runs on TPUs, and this is cpu"),
+        ("cudnn", "tpu", jnp.bfloat16, "runs on NVIDIA's cards"),
+        ("cudnn", "gpu", jnp.float32, "has no float32"),
+    ],
+)
+def test_what_a_platform_does_not_have_is_refused(backend, platform, dtype, told):
+    with pytest.raises(ValueError, match=told):
+        attention.check(backend, platform, jnp.dtype(dtype))
+    for good in ("auto", "plain", "chunked"):
+        attention.check(good, platform, jnp.dtype(dtype))
 
 
 def test_the_platform_is_that_of_the_mesh():

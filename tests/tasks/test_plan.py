@@ -1,10 +1,15 @@
 """A plan says what fits, and is honest about which figure is which."""
 
+import dataclasses
 import re
 
 import pytest
 
+from configs import pretrain_1280
 from tests.runs import finish
+from xmae_jax import hlo, sharding
+from xmae_jax.chips import CHIPS
+from xmae_jax.config import resolve
 from xmae_jax.tasks import plan
 
 COMMAND = ["-m", "xmae_jax.main", "--task=plan", "--config=configs/pretrain_1280.py"]
@@ -64,9 +69,46 @@ def test_a_search_answers_both_questions_whatever_the_config_accumulates():
     assert "fits: no" in planned(*best, f"--config.batch_size={int(1.05 * films + 1) * 8}")[1]
 
 
+def test_a_roofline_is_arithmetic_on_figures_that_can_be_looked_up():
+    config = resolve(pretrain_1280.get_config("smoke"))
+    chip = CHIPS["v5e"]
+    moved = [hlo.Moved("all-reduce", 8, 3, 8e9), hlo.Moved("all-gather", 2, 1, 2e9)]
+    point = plan.Point(4, "none", True, 0.0, 0.0, 0.0, hlo.Traffic(moved, 819e9), None)
+    seconds = {
+        tensor: point.roofline(config, chip, sharding.make_mesh(data=-1, fsdp=1, tensor=tensor))
+        for tensor in (1, 2)
+    }
+    assert seconds[1]["memory"] == pytest.approx(1.0)  # 819 GB at 819 GB/s
+    assert seconds[1]["links"] == pytest.approx((2 * 7 / 8 * 8e9 + 1 / 2 * 2e9) / 90e9)
+    # Two chips share their rows' work; recomputation is work as well; a run costs what it takes.
+    assert seconds[2]["compute"] == pytest.approx(seconds[1]["compute"] / 2)
+    again = dataclasses.replace(point, remat="full")
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    assert 1.2 < again.roofline(config, chip, mesh)["compute"] / seconds[1]["compute"] < 4 / 3
+    priced = dataclasses.replace(config.plan, price=2.0)
+    config = dataclasses.replace(config, plan=priced, total_steps=36_000)
+    lines = {line[0]: line[1] for line in plan._speed(config, point, mesh, chip, total=1e12)}
+    busiest = max(seconds[1].values())
+    assert lines["images/s"].startswith(f"{config.batch_size / busiest:,.0f}, MFU")
+    hours = config.total_steps * busiest / 3600 * 8
+    assert lines["cost"] == f"{2 * hours:,.0f}"
+
+
+def test_a_search_looks_at_batches_without_accumulation():
+    code, out = planned(
+        "--config.plan.topology=h100:8", "--config.batch_size=80", "--config.micro_batch_size=40",
+        "--config.plan.search=True",
+    )  # fmt: skip
+    assert code == 0, out
+    assert re.search(r"cheapest recomputation: none, 10 films a chip \(batch 80\)", out), out
+    found = re.search(r"largest batch found: full, (\d+) films a chip", out)
+    assert found and 100 < int(found[1]) < 1000, out
+
+
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
+        ("--config.attention=splash", "config.attention: 'splash' runs on TPUs"),
         ("--config.plan.topology=v9:4x4", "v4, v5e"),
         ("--config.plan.topology=h100", "CHIP:N"),
         ("--config.plan.topology=h100:3", "do not split over 3"),
