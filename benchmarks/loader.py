@@ -44,15 +44,15 @@ from absl import flags
 from PIL import Image
 
 from xmae_jax import config as config_lib
-from xmae_jax import rng
-from xmae_jax import step as step_lib
+from xmae_jax import rng, sharding
 from xmae_jax.data.batch import LoadStep, loader
 from xmae_jax.data.plan import Plan
 from xmae_jax.data.records import Records, decode_image
-from xmae_jax.data.views import VIEWS, FilmView
+from xmae_jax.data.views import FilmView
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.mae import normalise
-from xmae_jax.optim import Optimizer
+from xmae_jax.program import lay_out
+from xmae_jax.tasks.film import view_of
 
 ROOT = Path(__file__).parents[1]
 CROP = (0.2, 1.0)
@@ -208,26 +208,11 @@ def waits(name: str, records: Records, *, steps: int, threads: int) -> dict[str,
     spec.loader.exec_module(module)
     config = config_lib.resolve(module.get_config(argument))
     objective = config_lib.objective_of(config, OBJECTIVES)
-    view = VIEWS[objective.view](
-        image_size=config.image_size,
-        grid=objective.grid,
-        contour_region=config.data.contour_region,
-        crop_scale=config.data.crop_scale,
-    )
+    view = view_of(config, objective, config.data.crop_scale)
     batch, warm = config.batch_size, 2 * threads + 2
-    optimizer = Optimizer(config.optim, batch, config.warmup_steps, config.total_steps)
-    step_fn = jax.jit(
-        partial(
-            step_lib.train_step,
-            objective=objective,
-            optimizer=optimizer,
-            seed=0,
-            micro_batches=batch // config.rows_at_once,
-            spike_sigma=math.inf,
-        ),
-        donate_argnums=0,
-    )
-    state = jax.jit(partial(step_lib.init_state, objective, optimizer))(rng.key(0, "init"))
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+    program = lay_out(config, objective, mesh)
+    state = jax.jit(program.init, out_shardings=program.shardings)(rng.key(0, "init"))
 
     def batches():
         load = load_step(records, view, batch)
@@ -236,7 +221,7 @@ def waits(name: str, records: Records, *, steps: int, threads: int) -> dict[str,
     with contextlib.closing(batches()) as source:
         alone = batch / rate(source, batch=batch, warm=warm, steps=steps)
         host = next(source)
-    state, _ = step_fn(state, host)  # compiles
+    state, _ = program.step(state, host)  # compiles
 
     def run(fetch: Callable[[], dict]) -> tuple[float, float]:
         """Return seconds of a step, and how much of that went into waiting for data."""
@@ -246,7 +231,7 @@ def waits(name: str, records: Records, *, steps: int, threads: int) -> dict[str,
             start = time.perf_counter()
             rows = fetch()
             waited += time.perf_counter() - start
-            state, log = step_fn(state, rows)
+            state, log = program.step(state, rows)
             jax.block_until_ready(log["training_loss"])
         return (time.perf_counter() - begin) / steps, waited / steps
 

@@ -13,25 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
 
-from xmae_jax import rng
-from xmae_jax import step as step_lib
-from xmae_jax.models.pixel_decoder import DecoderConfig
-from xmae_jax.models.vit import EncoderConfig
-from xmae_jax.objectives.mae import Mae, MaskConfig
-from xmae_jax.optim import OptimConfig, Optimizer
+from configs import pretrain_224
+from xmae_jax import rng, sharding
+from xmae_jax.config import objective_of, resolve
+from xmae_jax.objectives import OBJECTIVES
+from xmae_jax.program import lay_out
 
 # (width, depth, heads) of encoder and decoder, pixels, rows.
 FULL = ((384, 12, 6), (512, 8, 16), 256, 4)
@@ -47,32 +44,18 @@ def films(rows: int, size: int) -> np.ndarray:
 def ours(encoder: tuple, decoder: tuple, size: int, rows: int) -> Callable[[], float]:
     """Compile our step; return a function that takes one and gives its loss."""
     n = (size // PATCH) ** 2
-    objective = Mae(
-        image_size=size,
-        compute_dtype="float32",
-        attention="auto",
-        remat="none",
-        encoder=EncoderConfig(*encoder, patch_size=PATCH, stem="linear", base_grid=size // PATCH),
-        decoder=DecoderConfig("self", 1.0, *decoder),
-        mask=MaskConfig(kind="random", keep=n // 4, ratio_inside=0.75, ratio_outside=0.75),
-        norm_pix_loss=True,
-        norm_pix_floor=0.0,
-        ema_decay=None,
-    )
-    adamw = OptimConfig(
-        blr=1.5e-4,
-        min_lr=0.0,
-        schedule="constant",
-        b1=0.9,
-        b2=0.95,
-        weight_decay=0.05,
-        weight_decay_end=0.05,
-        clip_norm=None,
-        layer_decay=1.0,
-        freeze=(),
-    )
-    optimizer = Optimizer(adamw, batch_size=256, warmup_steps=0, total_steps=1_000_000)
-    state = jax.jit(partial(step_lib.init_state, objective, optimizer))(rng.key(0, "init"))
+    c = pretrain_224.get_config()
+    c.image_size, c.batch_size, c.compute_dtype = size, rows, "float32"
+    names = ("width", "depth", "heads")
+    c.objective.encoder.update(dict(zip(names, encoder, strict=True)))
+    c.objective.encoder.base_grid = size // PATCH
+    c.objective.decoder.update(dict(zip(names, decoder, strict=True)))
+    c.objective.mask.update(kind="random", keep=n // 4)
+    c.objective.norm_pix_floor, c.optim.clip_norm = 0.0, None  # which the other has not
+    config = resolve(c)
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+    program = lay_out(config, objective_of(config, OBJECTIVES), mesh)
+    state = jax.jit(program.init, out_shardings=program.shardings)(rng.key(0, "init"))
     batch = {
         "image": films(rows, size),
         "lung": np.zeros((rows, size // PATCH * 8, size // PATCH * 8), np.uint8),
@@ -80,21 +63,10 @@ def ours(encoder: tuple, decoder: tuple, size: int, rows: int) -> Callable[[], f
         "mask": np.ones(rows, bool),
         "id": np.zeros((rows, 2), np.int32),
     }
-    step_fn = jax.jit(
-        partial(
-            step_lib.train_step,
-            objective=objective,
-            optimizer=optimizer,
-            seed=0,
-            micro_batches=1,
-            spike_sigma=math.inf,
-        ),
-        donate_argnums=0,
-    )
 
     def step() -> float:
         nonlocal state
-        state, log = step_fn(state, batch)
+        state, log = program.step(state, batch)
         return float(log["training_loss"])
 
     return step
