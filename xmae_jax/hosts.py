@@ -29,6 +29,8 @@ _DAY_MS = 24 * 3600 * 1000
 _POLL_S = 1.0
 _GRACE_S = 3.0
 """For a process that has heard of a failure to come to an end of its own."""
+_LOST = 134
+"""What JAX's own abort gives when a process is lost."""
 _FAILED = "xmae_jax/failed"
 _TOLD = "xmae_jax/told"
 
@@ -37,18 +39,14 @@ _closed = threading.Event()
 _heartbeat_s = 0.0
 
 
-class NotJoined(Exception):
-    """The processes did not come together; main exits 134, as when one is lost later."""
-
-
 def start(heartbeat_seconds: float, patience: float) -> None:
     """Join the other processes; before any device is touched.
 
     Who they are stands in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or is what
     JAX finds out (SLURM, TPU pods, GKE, Open MPI); ValueError if it does not. They are waited for
-    as long as `patience`, in seconds; after that, or if the port is taken, NotJoined is raised, or
-    JAX ends this process with 134 itself. One that is not heard of for `heartbeat_seconds` is taken
-    for dead, and JAX ends the others with 134.
+    as long as `patience`, in seconds; after that, or if the port is taken, this process ends with
+    134. One that is not heard of for `heartbeat_seconds` is taken for dead, and JAX ends the others
+    with 134.
     """
     global _heartbeat_s
     given = [os.environ.get(name) for name in _LAUNCH]
@@ -65,7 +63,8 @@ def start(heartbeat_seconds: float, patience: float) -> None:
             heartbeat_timeout_seconds=int(heartbeat_seconds),
         )
     except jax.errors.JaxRuntimeError as error:
-        raise NotJoined(f"--distributed: {error}") from None
+        print(f"error: --distributed: {error}", file=sys.stderr, flush=True)
+        os._exit(_LOST)  # what is half joined may crash at Python's own end
     _heartbeat_s = heartbeat_seconds
     if several():
         threading.Thread(target=_watch, name="hosts", daemon=True).start()

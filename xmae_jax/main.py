@@ -31,15 +31,7 @@ from xmae_jax.lock import Locked
 from xmae_jax.tasks import plan, rollback, train, verify
 from xmae_jax.train import Preempted
 
-EXIT_CODES = {
-    ConfigError: 64,
-    DataError: 65,
-    Diverged: 70,
-    Locked: 73,
-    OSError: 74,
-    Preempted: 75,
-    hosts.NotJoined: 134,
-}
+EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
 
 # Every collective of every simulated CPU device blocks a thread; with one thread a core, eight
 # devices on two cores wait for each other for ever.
