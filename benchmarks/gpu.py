@@ -36,6 +36,7 @@ from xmae_jax.chips import chip_of
 from xmae_jax.config import Config, resolve
 from xmae_jax.tasks import plan
 from xmae_jax.tasks.film import film_flops
+from xmae_jax.tasks.point import Place, compiled_point
 
 
 def timed(fn: Callable[[], Any], *, steps: int) -> float:
@@ -73,8 +74,8 @@ def attention(rows: int, length: int, width: int, steps: int) -> None:
 def step(config: Config, steps: int) -> float:
     """Time our step on one device; return images a second."""
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
-    place = plan.Place("here", None, None, compiles=True, here=True)
-    point = plan.compiled_point(config, mesh, place, config.batch_size, steps=steps)
+    place = Place("here", None, None, compiles=True, here=True)
+    point = compiled_point(config, mesh, place, config.batch_size, steps=steps)
     assert point.step_seconds is not None
     speed = config.batch_size / point.step_seconds
     total = flops.FORWARD_AND_BACKWARD * sum(film_flops(config).values())

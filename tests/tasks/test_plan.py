@@ -11,6 +11,7 @@ from xmae_jax import hlo, sharding
 from xmae_jax.chips import CHIPS
 from xmae_jax.config import resolve
 from xmae_jax.tasks import plan
+from xmae_jax.tasks.point import Point, _refused
 
 COMMAND = ["-m", "xmae_jax.main", "--task=plan", "--config=configs/pretrain_1280.py"]
 
@@ -73,7 +74,7 @@ def test_a_roofline_is_arithmetic_on_figures_that_can_be_looked_up():
     config = resolve(pretrain_1280.get_config("smoke"))
     chip = CHIPS["v5e"]
     moved = [hlo.Moved("all-reduce", 8, 3, 8e9), hlo.Moved("all-gather", 2, 1, 2e9)]
-    point = plan.Point(4, "none", True, 0.0, 0.0, 0.0, hlo.Traffic(moved, 819e9), None)
+    point = Point(4, "none", True, 0.0, 0.0, 0.0, hlo.Traffic(moved, 819e9), None)
     seconds = {
         tensor: point.roofline(config, chip, sharding.make_mesh(data=-1, fsdp=1, tensor=tensor))
         for tensor in (1, 2)
@@ -125,10 +126,10 @@ def test_what_cannot_be_planned(flag, told):
 
 def test_a_compiler_s_refusal_is_read():
     text = "total memory required for HLO temporaries (20.52G) exceeds available HBM (15.75G)."
-    assert plan._refused(text) == 20.52 * 2**30
+    assert _refused(text) == 20.52 * 2**30
     text = "Ran out of memory in memory space hbm. Used 20.29G of 15.75G hbm. Exceeded by 4.54G."
-    assert plan._refused(text) == 20.29 * 2**30
-    assert plan._refused("something else") is None
+    assert _refused(text) == 20.29 * 2**30
+    assert _refused("something else") is None
 
 
 @pytest.mark.tpu
