@@ -1,7 +1,7 @@
 """Time one GPU: a matmul, attention, the step of pretrain_1280, PyTorch's ViTMAE beside it.
 
 Command:  python -m benchmarks.gpu           (an NVIDIA card of 80 GB; extras `cuda`, `bench`)
-          python -m benchmarks.gpu --smoke   (any machine, a toy model, seconds)
+          python -m benchmarks.gpu --smoke   (any machine, a toy model; as where no card is found)
 
 Prints versions and the card, then a line for each measurement: medians on synthetic films that lie
 on the device. MFU counts three forward passes of the model, whatever is computed again. The step is
@@ -149,6 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="a toy model, in seconds")
     options = parser.parse_args(argv)
 
+    if jax.default_backend() != "gpu" and not options.smoke:
+        print("no NVIDIA card here: at smoke size, where speeds mean nothing")
+        options.smoke = True
     names = ("jax", "jaxlib", "flax", "torch", "transformers")
     known = {name: _version(name) for name in names}
     told = [f"{name} {version}" for name, version in known.items()]

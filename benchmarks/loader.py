@@ -12,7 +12,7 @@ Films per second of
 and then, for one config, the loader alone, the step alone and both, with who waits for whom.
 
 Each figure is the median of interleaved runs. PyTorch's parts are left out where it is not
-installed (pip install -e .[bench]). Without --data, phantoms are drawn, a minute for 48.
+installed (pip install -e '.[bench]'). Without --data, phantoms are drawn, a minute for 48.
 
 Command: python -m benchmarks.loader --data SHARDS
 """
@@ -268,6 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     # DataLoader forks, and JAX warns of it; its children use no JAX.
     warnings.filterwarnings("ignore", message=".*fork", category=RuntimeWarning)
     if options.smoke:
+        print("smoke: it runs; the figures mean nothing")
         options.batch, options.steps, options.runs = 2, 2, 1
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -291,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
                 "mae": partial(bench.torch, mae=True),
             }
         else:
-            print("skipped: PyTorch's loaders (torch is not installed; pip install -e .[bench])")
+            print("skipped: PyTorch's loaders (torch is not installed; pip install -e '.[bench]')")
         found = interleave(parts, runs=options.runs)
         ratios = {
             f"{ours} / 2 {bare}": found[ours] / found[bare] / 2

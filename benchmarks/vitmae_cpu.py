@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
         steps["theirs"] = theirs(*sizes)
     except ImportError as error:
-        print(f"skipped: ViTMAE ({error}; pip install -e .[bench])")
+        print(f"skipped: ViTMAE ({error}; pip install -e '.[bench]')")
     for name, step in steps.items():
         losses = [step() for _ in range(3)]  # compiles, and fills allocators
         print(f"{name}: first losses {', '.join(f'{x:.4f}' for x in losses)}", flush=True)

@@ -23,6 +23,10 @@ workdir=$(workdir_of "$@") || exit
 
 gpus=()
 if [[ $devices == gpu ]]; then
+  if [[ ! ${CUDA_VISIBLE_DEVICES:-} ]] && ! command -v nvidia-smi > /dev/null; then
+    say "no NVIDIA GPU here: nvidia-smi is not found"
+    exit 64
+  fi
   all=${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}
   IFS=, read -ra gpus <<< "$all"
   if ((${#gpus[@]} == 0 || ${#gpus[@]} % processes)); then

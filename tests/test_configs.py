@@ -78,6 +78,7 @@ def change(**changes):
         (dict(batch_size=1.5), ["config.batch_size", "1.5"]),
         (dict(micro_batch_size=5), ["no multiple of micro_batch_size 5"]),
         (dict(data__contour_region="heart"), ["config.data.contour_region", "'heart'"]),
+        (dict(compute_dtype="float16"), ["config.compute_dtype", "'float16'"]),
     ],
 )
 def test_errors_name_the_key(changes, words):
@@ -95,7 +96,6 @@ def test_errors_name_the_key(changes, words):
         (dict(image_size=100), ["image_size 100 is no multiple of encoder.patch_size 16"]),
         (dict(objective__mask__keep=64), ["mask.keep is 64"]),
         (dict(objective__encoder__heads=5), ["config.objective.encoder", "and of heads 5"]),
-        (dict(compute_dtype="float16"), ["compute_dtype"]),
     ],
 )
 def test_errors_of_the_objective_name_the_key(changes, words):

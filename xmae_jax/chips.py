@@ -22,52 +22,77 @@ class Chip(NamedTuple):
     kinds: tuple[str, ...]
     """What JAX's device_kind says, to the letter: an A100 of 40 GB is another chip."""
     source: str
+    largest: tuple[int, ...] = ()
+    """Sides of the largest slice of TPUs."""
 
 
 _TPU = "cloud.google.com/tpu/docs/{}; links: jax-ml.github.io/scaling-book/tpus"
 _NVIDIA = "NVIDIA {} data sheet, SXM, without sparsity; NVLink one way"
 
+_GIB = 1 << 30
+
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 << 30, 1.228e12, 9e10, 128, ("TPU v4",), _TPU.format("v4")),
+        # fmt: off
+        Chip(
+            "v4",
+            275e12,
+            32 * _GIB,
+            1.228e12,
+            9e10,
+            128,
+            ("TPU v4",),
+            _TPU.format("v4"),
+            (16, 16, 16),
+        ),
         Chip(
             "v5e",
             197e12,
-            16 << 30,
+            16 * _GIB,
             0.819e12,
             9e10,
             128,
             ("TPU v5 lite", "TPU v5e"),
             _TPU.format("v5e"),
+            (16, 16),
         ),
         Chip(
-            "v5p", 459e12, 95 << 30, 2.765e12, 18e10, 128, ("TPU v5", "TPU v5p"), _TPU.format("v5p")
+            "v5p",
+            459e12,
+            95 * _GIB,
+            2.765e12,
+            18e10,
+            128,
+            ("TPU v5", "TPU v5p"),
+            _TPU.format("v5p"),
+            (16, 16, 24),
         ),
         Chip(
             "v6e",
             918e12,
-            32 << 30,
+            32 * _GIB,
             1.64e12,
             18e10,
             256,
             ("TPU v6 lite", "TPU v6e"),
             _TPU.format("v6e"),
+            (16, 16),
         ),
         Chip(
             "a100",
             312e12,
-            80 << 30,
+            80 * _GIB,
             2.039e12,
             3e11,
             16,
             ("NVIDIA A100-SXM4-80GB",),
-            _NVIDIA.format("A100"),
+            _NVIDIA.format("A100 of 80 GB"),
         ),
         Chip(
             "h100",
             989e12,
-            79 << 30,
+            79 * _GIB,
             3.35e12,
             4.5e11,
             16,
@@ -75,8 +100,9 @@ CHIPS = {
             _NVIDIA.format("H100"),
         ),
         Chip(
-            "h200", 989e12, 140 << 30, 4.8e12, 4.5e11, 16, ("NVIDIA H200",), _NVIDIA.format("H200")
+            "h200", 989e12, 140 * _GIB, 4.8e12, 4.5e11, 16, ("NVIDIA H200",), _NVIDIA.format("H200")
         ),
+        # fmt: on
     )
 }
 

@@ -19,6 +19,8 @@ import ml_collections
 import pydantic
 from ml_collections.config_dict import placeholder
 
+from xmae_jax.attention import Backend
+from xmae_jax.models.layers import Remat
 from xmae_jax.optim import OptimConfig
 
 T = TypeVar("T")
@@ -80,7 +82,8 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = (self.data, self.fsdp, self.tensor)
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise ValueError(f"a mesh of {' x '.join(map(str, sizes))} devices cannot be")
+            told = f"data {self.data}, fsdp {self.fsdp}, tensor {self.tensor}"
+            raise ValueError(f"sizes are to be positive, and one of them may be -1, got {told}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +143,9 @@ class Config:
     """Films of each split that evaluation looks at, at most."""
     picture_every: int
     image_size: int
-    compute_dtype: str
-    attention: str
-    remat: str
+    compute_dtype: Literal["float32", "bfloat16"]
+    attention: Backend
+    remat: Remat
     init_from: str | None
     data: DataConfig
     guard: GuardConfig

@@ -57,7 +57,8 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp, tensor]
-    told = "mesh is " + " x ".join(map(str, shape)) + f", and there are {len(devices)} devices"
+    sizes = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
+    told = f"the mesh is {sizes}, and there are {len(devices)} devices"
     if -1 in shape:
         rest = -int(np.prod(shape))
         if len(devices) % rest:

@@ -49,7 +49,7 @@ def test_cards_are_estimated_and_what_does_not_fit_is_told_how_it_could():
     assert code == 0 and "fits: no" in out, out
     assert re.search(r"over by \d+\.\d\d GiB", out)
     assert "--config.remat=full" in out
-    (advice,) = re.findall(r"--config.micro_batch_size=\d+", out)
+    (advice,) = re.findall(r"--config.micro_batch_size=\d+", out)  # tried before it is told
     code, out = planned(*flags, "--config.remat=none", advice)
     assert code == 0 and "fits: yes" in out, out
 
@@ -110,11 +110,16 @@ def test_a_search_looks_at_batches_without_accumulation():
     ("flag", "told"),
     [
         ("--config.attention=splash", "config.attention: 'splash' runs on TPUs"),
-        ("--config.plan.topology=v9:4x4", "v4, v5e"),
-        ("--config.plan.topology=h100", "CHIP:N"),
-        ("--config.plan.topology=h100:3", "do not split over 3"),
-        ("--config.mesh.tensor=3", "mesh is"),
-        ("--config.micro_batch_size=4", "4 rows at once do not split over 8"),
+        ("--config.plan.topology=v9:4x4", "write one of v4:AxBxC, v5e:AxB"),
+        ("--config.plan.topology=v5ee:4x4", "did you mean v5e?"),
+        ("--config.plan.topology=h100", "h100 takes a number of cards"),
+        ("--config.plan.topology=h100:0", "h100 takes a number of cards"),
+        ("--config.plan.topology=v5e:4x4x4", "v5e takes 2 sides, at most 16x16"),
+        ("--config.plan.topology=v5e:32x4", "v5e takes 2 sides, at most 16x16"),
+        ("--config.plan.topology=h100:3", "config.batch_size: 4096 rows do not split over 3"),
+        ("--config.mesh.tensor=3", "the mesh is data -1 x fsdp 1 x tensor 3"),
+        ("--config.micro_batch_size=4", "config.micro_batch_size: 4 rows do not split over 8"),
+        ("--config.remat=fulll", "config.remat: "),
     ],
 )
 def test_what_cannot_be_planned(flag, told):

@@ -16,7 +16,7 @@ from xmae_jax.config import Config, ConfigError, objective_of
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.program import Program, lay_out
 from xmae_jax.tasks.film import film_flops
-from xmae_jax.tasks.point import Place, Point, bytes_of, find_place, point_of
+from xmae_jax.tasks.point import Place, Point, bytes_of, check_rows, find_place, point_of
 
 GIB = 1 << 30
 REMAT = ("none", "dots", "full")
@@ -26,13 +26,20 @@ REMAT = ("none", "dots", "full")
 def run(config: Config) -> None:
     """Print the plan; ConfigError if it asks for what cannot be."""
     place = find_place(config.plan.topology)
+    if config.plan.search and place.chip is None:
+        raise ConfigError(
+            "config.plan.search: the memory of this device is not known; name others by"
+            " --config.plan.topology"
+        )
     try:
         mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=place.devices)
     except ValueError as error:
         raise ConfigError(f"config.mesh: {error}") from None
     program = lay_out(config, objective_of(config, OBJECTIVES), mesh)
+    check_rows(config, mesh)
     told = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    print(f"plan of {config.name} on {place.name}: {mesh.size} chips, mesh {told}\n", flush=True)
+    how = "; compiling, which takes minutes" * place.compiles
+    print(f"plan of {config.name} on {place.name}: mesh {told}{how}\n", flush=True)
     point = point_of(config, mesh, place)
     print(_table(config, point, program, mesh, place), flush=True)
     if not point.fits and place.chip is not None:
@@ -140,16 +147,30 @@ def _help(config: Config, point: Point, program: Program, mesh: Mesh, place: Pla
         lines.append(
             f"  --config.mesh.data=1 --config.mesh.fsdp=-1: splits the state, {_gib(share)} a chip"
         )
+    print("\n".join(lines), flush=True)
+    # How much less fewer films need cannot be read from a program that did not fit: try.
     shards = sharding.row_shards(mesh)
     at_once, films = config.rows_at_once // shards, config.batch_size // shards
-    room = int((place.chip.hbm - state) * at_once // max(point.peak - state, 1))
-    fewer = max((d for d in range(1, at_once) if films % d == 0 and d <= room), default=None)
-    if fewer is not None:
-        lines.append(
-            f"  {fewer} films a chip at once instead of {at_once}, or a smaller batch:"
-            f" --config.micro_batch_size={fewer * shards}"
-        )
-    return "\n".join(lines)
+    room = (place.chip.hbm - state) * at_once // max(point.peak - state, 1)
+    for fewer in (d for d in range(at_once - 1, 0, -1) if films % d == 0 and d <= room):
+        changed = dataclasses.replace(config, micro_batch_size=fewer * shards)
+        if _look(changed, mesh, place, quick=True).fits:
+            return f"  --config.micro_batch_size={fewer * shards}: {fewer} films a chip at once"
+    return "  more chips along --config.mesh.fsdp or --config.mesh.tensor, or smaller films"
+
+
+def _look(config: Config, mesh: Mesh, place: Place, *, quick: bool) -> Point:
+    """Compile a variant, `quick` with less effort in a third of the time; say what it needs."""
+    jax.config.update("jax_optimization_level", "O1" if quick else "UNKNOWN")
+    point = point_of(config, mesh, place)
+    at_once = config.rows_at_once // sharding.row_shards(mesh)
+    told = f"    {point.remat}, {point.films} films a chip" + f", {at_once} at once" * (
+        at_once < point.films
+    )
+    how = ", quickly compiled" * (quick and place.compiles)
+    fits = "fits" if point.fits else "does not fit"
+    print(f"{told}: {_gib(point.peak)}, {fits}{how}", flush=True)
+    return point
 
 
 def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
@@ -158,8 +179,7 @@ def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
     Guesses come from programs compiled with less effort, which takes a third of the time;
     what is reported was compiled as a run would.
     """
-    if place.chip is None:
-        raise ConfigError("config.plan.search: this device's memory is not known")
+    assert place.chip is not None
     shards, limit = sharding.row_shards(mesh), 0.975 * place.chip.hbm
     whole = dataclasses.replace(config.data, mixture=None)  # its counts are of one batch size
     known: dict[tuple, Point] = {}
@@ -175,14 +195,7 @@ def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
         quick = quick and place.compiles
         key = (changed.remat, changed.batch_size, changed.rows_at_once, quick)
         if key not in known:
-            jax.config.update("jax_optimization_level", "O1" if quick else "UNKNOWN")
-            point = known[key] = point_of(changed, mesh, place)
-            told = "fits" if point.fits else "does not fit"
-            how = ", quickly compiled" * quick
-            at_once = changed.rows_at_once // shards
-            how = f", {at_once} at once" * (at_once < point.films) + how
-            print(f"  {point.remat}, {point.films} films a chip: {_gib(point.peak)}, {told}{how}",
-                  flush=True)  # fmt: skip
+            known[key] = _look(changed, mesh, place, quick=quick)
         return known[key]
 
     known[config.remat, config.batch_size, config.rows_at_once, False] = first
@@ -204,7 +217,7 @@ def _search(config: Config, first: Point, mesh: Mesh, place: Place) -> str:
     lines = [""]
     for what, changed in (("cheapest recomputation", cheapest), ("largest batch found", largest)):
         if changed is None:
-            lines.append(f"{what}: none fits")
+            lines.append(f"{what}: there is none that fits")
             continue
         point = at(changed)
         speed = changed.batch_size / max(point.roofline(changed, place.chip, mesh).values())

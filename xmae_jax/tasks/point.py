@@ -8,6 +8,7 @@ steps are also timed.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 import time
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 from xmae_jax import flops, hlo, rng, sharding
 from xmae_jax.chips import CHIPS, Chip, chip_of
-from xmae_jax.config import Config, ConfigError, objective_of
+from xmae_jax.config import Config, ConfigError, nearest, objective_of
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.program import Program, lay_out
 from xmae_jax.tasks.film import batch_shapes, one_film
@@ -48,6 +49,29 @@ class _Stand:
         self.id = id_
 
 
+def _read_topology(text: str) -> tuple[Chip, list[int]]:
+    """Read "v5e:16x16" or "h100:8"; ConfigError says how it is to be written."""
+    name, _, rest = text.partition(":")
+    chip = CHIPS.get(name)
+    if chip is None:
+        ways = (f"{c.name}:{'x'.join('ABC'[: len(c.largest)]) or 'N'}" for c in CHIPS.values())
+        raise ConfigError(
+            f"config.plan.topology is {text!r}{nearest(name, CHIPS)}; write one of"
+            f" {', '.join(ways)}"
+        )
+    sides = [int(side) for side in rest.split("x")] if re.fullmatch(r"\d+(x\d+)*", rest) else []
+    # Its compiler aborts on sides that are too many or too long.
+    fits = all(0 < a <= b for a, b in zip(sorted(sides), chip.largest or sides, strict=False))
+    if len(sides) != (len(chip.largest) or 1) or not fits:
+        way = (
+            f"{len(chip.largest)} sides, at most {'x'.join(map(str, chip.largest))}"
+            if chip.largest
+            else "a number of cards"
+        )
+        raise ConfigError(f"config.plan.topology is {text!r}; {name} takes {way}")
+    return chip, sides
+
+
 def find_place(topology: str | None) -> Place:
     """Find the chips of a name like "v5e:16x16" or "h100:8"."""
     if topology is None:
@@ -57,17 +81,10 @@ def find_place(topology: str | None) -> Place:
         if chip is not None and "bytes_limit" in stats:  # the share of it that JAX takes
             chip = chip._replace(hbm=stats["bytes_limit"])
         return Place(name, None, chip, compiles=True, here=True)
-    name, _, sides = topology.partition(":")
-    if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", sides):
-        raise ConfigError(
-            f"config.plan.topology is {topology!r}; write CHIP:AxB or CHIP:N with a chip of"
-            f" {', '.join(CHIPS)}"
-        )
-    chip = CHIPS[name]
+    chip, sides = _read_topology(topology)
     jax.config.update("jax_platforms", "cpu")  # no device of that kind is looked for here
-    if not chip.kinds[0].startswith("TPU"):
-        count = int(np.prod([int(side) for side in sides.split("x")]))
-        devices: list[Any] = [_Stand(i) for i in range(count)]
+    if not chip.largest:
+        devices: list[Any] = [_Stand(i) for i in range(sides[0])]
         share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))  # JAX's default
         chip = chip._replace(hbm=int(share * chip.hbm))
         return Place(topology, devices, chip, compiles=False, here=False)
@@ -75,14 +92,15 @@ def find_place(topology: str | None) -> Place:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    options = {"chip_config_name": "megacore"} if name == "v4" else {}  # two cores as one device
+    # v4: two cores as one device.
+    options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
     try:
         devices = topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # libtpu missing, or a shape that is not built
-        raise ConfigError(
-            f"config.plan.topology={topology}: {' '.join(str(error).split())[:200]}; the compiler"
-            " comes with pip install -e '.[tpu]'"
-        ) from None
+        missing = importlib.util.find_spec("libtpu") is None
+        told = "the compiler comes with pip install -e '.[tpu]'" if missing else "no such slice"
+        text = " ".join(str(error).split())[:200]
+        raise ConfigError(f"config.plan.topology={topology}: {told} ({text})") from None
     return Place(topology, devices, chip, compiles=True, here=False)
 
 
@@ -115,12 +133,19 @@ class Point:
         return seconds
 
 
-def point_of(config: Config, mesh: Mesh, place: Place) -> Point:
-    """Compile or estimate a config on a mesh; ConfigError if its rows do not split."""
+def check_rows(config: Config, mesh: Mesh) -> None:
+    """Raise ConfigError if the rows of a step do not split over the chips."""
     shards = sharding.row_shards(mesh)
     if config.rows_at_once % shards:
-        raise ConfigError(f"{config.rows_at_once} rows at once do not split over {shards} chips")
-    films = config.batch_size // shards
+        key = "batch_size" if config.micro_batch_size is None else "micro_batch_size"
+        raise ConfigError(
+            f"config.{key}: {config.rows_at_once} rows do not split over {shards} chips"
+        )
+
+
+def point_of(config: Config, mesh: Mesh, place: Place) -> Point:
+    """Compile or estimate a config on a mesh."""
+    films = config.batch_size // sharding.row_shards(mesh)
     return (compiled_point if place.compiles else _estimated)(config, mesh, place, films)
 
 
