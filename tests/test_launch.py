@@ -76,8 +76,15 @@ def run(place, plan, *argv, **more):
 def start(place, plan, *argv, **more):
     """Start a launcher; a fixture ends it should the test fail."""
     (place / "plan").write_text(plan)
-    runs.STARTED.append(subprocess.Popen(argv, cwd=place, env=environment(place, more)))
-    return runs.STARTED[-1]
+
+    def hear_sigint():  # which a shell keeps from what it starts in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        argv, cwd=place, env=environment(place, more), preexec_fn=hear_sigint
+    )
+    runs.STARTED.append(process)
+    return process
 
 
 def starts(place, process=0):
