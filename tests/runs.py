@@ -82,10 +82,10 @@ def assert_same_run(workdir, reference, *, steps, interval):
     return len(seen) - len(set(seen))
 
 
-def finish(argv, **options):
+def finish(argv, *, timeout=300, **options):
     """Run a command to its end; return (exit code, what it printed)."""
     process = start(argv, **options)
-    out = process.communicate(timeout=300)[0]
+    out = process.communicate(timeout=timeout)[0]
     return process.returncode, out
 
 
