@@ -2,7 +2,7 @@
 
 Command:  python -m xmae_jax.main --config=configs/pretrain_1280.py --config.data.path=SHARDS
           (the chain: --config.init_from=runs/pretrain_640)
-Hardware: a pod; docs/performance.md has what the compiler says of TPU v5e and v6e.
+Hardware: a pod; docs/performance.md has what the compiler says of TPU v4 to v6e.
           `--task=plan --config.plan.topology=v5e:16x16` prints it. Not yet run at full size.
 Expected: not yet run at full size; ":smoke" takes about a minute on two CPU cores.
 

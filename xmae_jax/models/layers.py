@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from xmae_jax.attention import SAVED, Backend, attend
 from xmae_jax.sharding import constrain
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "full"]  # from the least computed twice to the most
 xavier = nnx.initializers.xavier_uniform()
 
 

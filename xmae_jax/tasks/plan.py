@@ -6,6 +6,7 @@ Every line of the table says whether its figure is compiled, measured or estimat
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import jax
 from jax.sharding import Mesh
@@ -13,13 +14,14 @@ from jax.sharding import Mesh
 from xmae_jax import flops, sharding
 from xmae_jax.chips import Chip
 from xmae_jax.config import Config, ConfigError, objective_of
+from xmae_jax.models.layers import Remat
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.program import Program, lay_out
 from xmae_jax.tasks.film import film_flops
 from xmae_jax.tasks.point import Place, Point, bytes_of, check_rows, find_place, point_of
 
 GIB = 1 << 30
-REMAT = ("none", "dots", "full")
+REMAT = get_args(Remat)
 """From the least computed twice to the most."""
 
 
