@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -73,16 +74,18 @@ def run(place, plan, *argv, **more):
     )
 
 
+# A shell keeps SIGINT from what it starts in the background, such as these tests.
+HEARING = (
+    sys.executable, "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    " os.execvp(sys.argv[1], sys.argv[1:])",
+)  # fmt: skip
+
+
 def start(place, plan, *argv, **more):
     """Start a launcher; a fixture ends it should the test fail."""
     (place / "plan").write_text(plan)
-
-    def hear_sigint():  # which a shell keeps from what it starts in the background
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    process = subprocess.Popen(
-        argv, cwd=place, env=environment(place, more), preexec_fn=hear_sigint
-    )
+    process = subprocess.Popen([*HEARING, *argv], cwd=place, env=environment(place, more))
     runs.STARTED.append(process)
     return process
 
