@@ -111,7 +111,7 @@ def test_zeroed_blocks_are_named(copy, verify):
 
 def rewrite(directory, *made):
     """Put other records into VAL, with a manifest that is right about them."""
-    count = records.write_shard(directory / VAL, made)
+    count = records.write_shard(directory / VAL, map(records.encode, made))
     content = load_manifest(directory)
     place = [entry["file"] for entry in content["files"]].index(VAL)
     content["files"][place] = describe(directory / VAL, split="val", records=count)

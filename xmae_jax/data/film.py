@@ -56,6 +56,10 @@ class Film:
     modality: str = ""  # of DICOM: "CR", "DX", ...
     chest: bool = True  # false where DICOM names another part of the body
     original_size: tuple[int, int] = (0, 0)  # height, width, upright
+    kind: str = ""
+    bits: int = 8
+    vendor: str = ""
+    flags: tuple[str, ...] = ()
     patient: str = field(default="", repr=False)  # raw ids: to be hashed, never to be shown
     study: str = field(default="", repr=False)
 
