@@ -144,7 +144,7 @@ def gorge():
 
 
 def fail():
-    raise KeyError("ZZPHI")
+    raise KeyError("ZZ" + "PHI")
 
 
 @pytest.fixture
