@@ -57,7 +57,9 @@ class RunLength:
         """Decode the union of both lungs; raise FilmError if a run lies outside of the film."""
         csv.field_size_limit(MAX_LINE)
         try:
-            (cells,) = csv.reader(self._bytes().decode().splitlines(keepends=True), strict=True)
+            (cells,) = csv.reader(
+                self._bytes().decode().splitlines(keepends=True), strict=True, skipinitialspace=True
+            )
             left, right, *sides = (cells[column] for column in self.columns)
             height, width = (int(float(side)) for side in sides)
             if not 0 < min(height, width) <= max(height, width) <= _MAX_SIDE:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.chexmask import RunLength, read_chexmask
 from data_prep.given import Mask, Parts
 from data_prep.tables import UNKNOWN, VALUES, Labels, Line, Table
-from xmae_jax.data.findings import find
+from xmae_jax.data.findings import FINDINGS, find
 from xmae_jax.data.manifest import file_digest
 from xmae_jax.data.records import DataError, Report
 
@@ -100,10 +100,8 @@ class Join:
             self.orphans += 1
         elif film == AMBIGUOUS:
             raise DataError(f"{line.path}, line {line.number}: two films have the name of this row")
-        elif self.rows.setdefault(film, row) != row:
-            raise DataError(
-                f"{line.path}, line {line.number}: a second row of one image says something else"
-            )
+        elif (before := self.rows.setdefault(film, row)) != row:
+            raise line.error(_difference(before, row), "a second row of one image says else")
 
     def inputs(
         self,
@@ -138,6 +136,17 @@ class Join:
             refused=self.refused,
             notes=tuple(notes),
         )
+
+
+def _difference(one: Row, other: Row) -> str:
+    """Name the columns in which two rows differ."""
+    names = [
+        item.name
+        for item in fields(Row)
+        if item.name != "findings" and getattr(one, item.name) != getattr(other, item.name)
+    ]
+    pairs = zip(FINDINGS, one.findings, other.findings, strict=True)
+    return ", ".join(names + [name for name, a, b in pairs if a != b and a is not b])
 
 
 def walk(

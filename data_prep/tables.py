@@ -144,7 +144,7 @@ def _rows(path: Path) -> Iterator[tuple[int, int, int, list[str]]]:
     lines = _Lines(path)
     try:
         with lines:
-            reader = csv.reader(lines, strict=True)
+            reader = csv.reader(lines, strict=True, skipinitialspace=True)
             while True:
                 number, start = lines.number + 1, lines.end
                 cells = next(reader, None)
