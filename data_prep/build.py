@@ -20,6 +20,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -69,6 +70,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fit", choices=FITS, default="pad")
     parser.add_argument("--lungs", choices=LUNGS, default="auto")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--runner", choices=("local", "beam"), default="local")
+    parser.add_argument("--beam-options", default="", metavar="TEXT", help="what Beam is told")
     parser.add_argument("--name", default="films", help="of the data set, in the shards' names")
     parser.add_argument("--duplicates", choices=POLICIES, default="keep")
     parser.add_argument("--exclude", type=Path, nargs="+", default=[], metavar="MANIFEST",
@@ -144,8 +147,7 @@ def build(options: argparse.Namespace) -> str:
         load_manifest(_directory(path))["metadata"][INDEX] for path in options.exclude
     )
     arguments["key_fingerprint"] = policy.key
-    versions = tuple((name, importlib.metadata.version(name)) for name in _PACKAGES)
-    recipe = Recipe(_settings(options), options.key, versions)
+    recipe = _recipe(options)
     if options.output.exists() and any(options.output.iterdir()):
         with Workers(options.workers) as workers:
             _compare(options, arguments, workers, inputs)
@@ -159,7 +161,7 @@ def build(options: argparse.Namespace) -> str:
                 "size": options.size,
                 "fit": options.fit,
                 "generator": _generator(options.input),
-                "versions": dict(versions),
+                "versions": dict(recipe.versions),
                 "arguments": arguments,
             }
             manifest, digests = finish(work / "final", parts, policy=policy, about=about)
@@ -171,9 +173,11 @@ def build(options: argparse.Namespace) -> str:
     return summary
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _recipe(options: argparse.Namespace) -> Recipe:
     names = [field.name for field in dataclasses.fields(Settings)]
-    return Settings(**{name: getattr(options, name) for name in names})
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    versions = tuple((name, importlib.metadata.version(name)) for name in _PACKAGES)
+    return Recipe(settings, options.key.resolve(), versions)
 
 
 def _directory(path: Path) -> Path:
@@ -193,6 +197,9 @@ def _run(work: Path, options: argparse.Namespace, recipe: Recipe, inputs: Inputs
         for path in (work / "parts").iterdir():
             if path not in planned:
                 path.unlink()
+        if options.runner == "beam":
+            _beam().run(parts, recipe, options=shlex.split(options.beam_options))
+            return parts
         films = sum(len(part.jobs) for part in parts)
         bar = tqdm(total=films, desc="films", unit="file", disable=None, leave=False)
         lock, rejects = threading.Lock(), 0
@@ -207,6 +214,14 @@ def _run(work: Path, options: argparse.Namespace, recipe: Recipe, inputs: Inputs
         with bar:
             workers.map(lambda part, box: build_part(part, recipe, box, tell=tell), parts)
     return parts
+
+
+def _beam() -> Any:
+    try:
+        from data_prep import beam  # slow to import, and only this runner needs it
+    except ImportError:
+        raise UsageError("--runner beam: needs Apache Beam (extra [beam])") from None
+    return beam
 
 
 def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
@@ -290,7 +305,7 @@ def _incomplete(output: Path) -> Iterator[Path]:
 
     Parts that a run before this one made are still in it.
     """
-    work = output.with_name(output.name + ".incomplete")
+    work = output.with_name(output.name + ".incomplete").resolve()
     work.mkdir(parents=True, exist_ok=True, mode=0o700)  # its notes name input files
     handle = os.open(work, os.O_RDONLY)
     try:

@@ -110,7 +110,7 @@ def _entry(line: list[str]) -> Entry:
 
 def read_index(directory: str | os.PathLike) -> dict[str, Index]:
     """Read the index of each split of a data set."""
-    key = load_manifest(directory)["arguments"]["key_fingerprint"]
+    key = load_manifest(directory).get("arguments", {}).get("key_fingerprint", "")
     by_split: dict[str, list[Entry]] = {}
     for entry in read_entries(directory):
         by_split.setdefault(entry.split, []).append(entry)
