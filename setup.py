@@ -9,6 +9,7 @@ REQUIRES = [
     "grain",  # the loader: ordered, threaded, any number of workers
     "imagehash",  # perceptual hashes: near copies of films
     "importlib_resources",  # tensorflow-datasets needs it and does not declare it
+    "Jinja2",  # report.html: a template in which every value is escaped
     "jax>=0.10,<0.13",  # 0.10 is the newest for Python 3.11
     "jaxtyping",  # shapes in signatures; checked in the tests, free otherwise
     "ml-collections",  # configs
@@ -61,6 +62,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["xmae_jax*", "data_prep*"]),
+    package_data={"data_prep": ["templates/*.html"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -155,17 +155,17 @@ def build(options: argparse.Namespace) -> str:
     else:
         with _incomplete(options.output) as work:
             parts = _run(work, options, recipe, inputs)
-            manifest, digests = finish(work / "final", parts, name=options.name, policy=policy)
-            manifest |= {
+            about = {
                 "name": options.name,
                 "labels": list(FINDINGS),
                 "size": options.size,
                 "fit": options.fit,
-                "inputs": _inputs_digest(inputs, digests),
                 "generator": _generator(options.input),
                 "versions": dict(recipe.versions),
                 "arguments": arguments,
             }
+            manifest, digests = finish(work / "final", parts, policy=policy, about=about)
+            manifest["inputs"] = _inputs_digest(inputs, digests)
             write_manifest(work / "final", manifest)
         summary = _summary(manifest, inputs, time.monotonic() - started)
     if options.id_map is not None:

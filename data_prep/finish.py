@@ -12,6 +12,7 @@ from typing import Any
 
 from data_prep import duplicates
 from data_prep.parts import Outcome, Part, read_outcome
+from data_prep.report import REPORT, Films, write_report
 from xmae_jax.data import records
 from xmae_jax.data.index import INDEX, Entry, Index, write_index
 from xmae_jax.data.manifest import DataError, describe, file_digest
@@ -40,12 +41,12 @@ class _Kept:
 
 
 def finish(
-    output: Path, parts: Sequence[Part], *, name: str, policy: Policy
+    output: Path, parts: Sequence[Part], *, policy: Policy, about: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write everything but the manifest into an empty folder.
 
-    Returns the manifest's entries so far, and film -> digest of its inputs. Raises DataError if no
-    film is left.
+    about: the manifest's entries on how the data set was made. Returns the manifest so far, and
+    film -> digest of its inputs. Raises DataError if no film is left.
     """
     outcomes = [read_outcome(part) for part in parts]
     entries = [entry for outcome in outcomes for entry in outcome.entries]
@@ -70,18 +71,24 @@ def finish(
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons)
         raise DataError(f"all {len(rejected)} files were rejected: {told}")
     kept = _keep(parts, outcomes, out)
-    shards = _write_shards(output, name, kept)
+    shards = _write_shards(output, about["name"], kept)
     stay = [entry for one in kept for entry in _of(one, one.outcome.entries)]
     write_index(output, stay)
     duplicates.write_pairs(output, pairs, entries, out)
-    metadata = records.write_tfds_metadata(output, name=name, files=shards, labels=len(FINDINGS))
+    metadata = records.write_tfds_metadata(
+        output, name=about["name"], files=shards, labels=len(FINDINGS)
+    )
     for table in (INDEX, duplicates.DUPLICATES):
         metadata[table] = file_digest(output / table)
     manifest = {
+        **about,
         "files": shards,
         "counts": {**_counts(stay, kept, rejected), **_pair_counts(pairs, entries, out)},
         "metadata": metadata,
     }
+    made = [(part.path, len(one.entries)) for part, one in zip(parts, outcomes, strict=True)]
+    films = Films(entries=entries, shards=made, out=out, pairs=pairs)
+    metadata[REPORT] = write_report(output, manifest, films=films)
     digests = {film: digest for one in outcomes for film, digest in one.digests.items()}
     return manifest, digests
 
