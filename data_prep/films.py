@@ -9,15 +9,17 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from data_prep.given import Mask, given_name, read_given
 from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
-from xmae_jax.data.film import Film, FilmError, dicom_ids, read_film, read_mask
+from xmae_jax.data.film import Film, FilmError, dicom_ids, read_film
 from xmae_jax.data.index import Entry, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import heuristic_lungs, hull, mask_quality, rectangle
 from xmae_jax.data.records import FINDINGS, MASK_SIDE, Record, Report
 
 FITS = ("pad", "squash")
+FRAMES = ("refuse", "first")
 LUNGS = ("auto", "given", "heuristic", "rectangle", "none")
 _FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
 
@@ -28,7 +30,7 @@ class Job:
 
     film: str  # path relative to the folder of films; what the id is made of
     path: Path
-    mask: Path | None
+    mask: Mask | None
     row: Row
     report: Report
     patient: str  # raw
@@ -42,6 +44,7 @@ class Settings:
     size: int
     fit: str
     lungs: str
+    frames: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def patients_of(paths: Iterable[Path]) -> list[str]:
 
 def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
-    film = read_film(job.path)
+    film = read_film(job.path, frames=settings.frames)
     view = job.row.view or film.view
     pixels, box = square_film(film.pixels, size=settings.size, fit=settings.fit)
     mask, source = find_lungs(
@@ -164,7 +167,7 @@ def find_lungs(
     if lungs in ("auto", "given") and job.mask is not None:
         mask = _given(job.mask, pixels.shape)
         if mask is not None:
-            return mask, f"given:{job.row.mask_source or 'file'}"
+            return mask, f"given:{given_name(job.mask, job.row.mask_source)}"
     frontal = not view or view.upper().startswith(_FRONTAL)
     if lungs in ("auto", "heuristic") and frontal:
         mask = heuristic_lungs(pixels)
@@ -174,9 +177,9 @@ def find_lungs(
     return None, "none"
 
 
-def _given(path: Path, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
+def _given(given: Mask, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
     try:
-        mask = read_mask(path)
+        mask = read_given(given)
     except FilmError:
         return None
     stretched = (mask.shape[0] / shape[0]) / (mask.shape[1] / shape[1])

@@ -162,12 +162,12 @@ def histograms(entries: Sequence[Entry], measures: Measures) -> list[Histogram]:
     some = f"{drawn:,} films drawn at random" if drawn < len(entries) else "all films"
     masked = [entry.mask_quality for entry in entries if entry.mask_source != "none"]
     found = [
-        histogram("Width of the film in the file", [e.width for e in entries], gloss="pixels"),
-        histogram("Height of the film in the file", [e.height for e in entries], gloss="pixels"),
-        histogram("Quality of the lung contour", masked, high=1, bins=20,
+        histogram("Width of the film in the file", (float(e.width) for e in entries), gloss="pixels"),
+        histogram("Height of the film in the file", (float(e.height) for e in entries), gloss="pixels"),
+        histogram("Quality of the lung contour", masked, high=1.0, bins=20,
                   gloss="0 useless, 1 as lungs are: area, two parts, symmetry, free of the border"),
         histogram("Lungs as a share of the film", measures.lungs, gloss=some),
-        histogram("Mean grey of a film", measures.grey, high=255,
+        histogram("Mean grey of a film", measures.grey, high=255.0,
                   gloss=f"0 black, 255 white; {some}"),
         _levels(measures, gloss=f"all pixels, 0 black, 255 white; {some}"),
         histogram("Size of a stored pixel", measures.spacing, gloss=f"mm, where known; {some}"),
@@ -180,8 +180,8 @@ def _levels(measures: Measures, *, gloss: str) -> Histogram:
     return Histogram(
         title="Grey values",
         gloss=gloss,
-        low=0,
-        high=255,
+        low=0.0,
+        high=255.0,
         counts=tuple(int(count) for count in measures.levels.reshape(32, 8).sum(1)),
         median=float(np.searchsorted(measures.levels.cumsum(), of / 2)),
     )

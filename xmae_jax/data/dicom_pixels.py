@@ -45,9 +45,7 @@ _PLUGINS = {
 }
 
 
-def read_dicom(
-    path: Path, *, frames: str = "refuse"
-) -> tuple[UInt8[np.ndarray, "h w"], Header]:
+def read_dicom(path: Path, *, frames: str = "refuse") -> tuple[UInt8[np.ndarray, "h w"], Header]:
     """Read a film's grey values, in square pixels, and its header."""
     header = read_header(path)
     dataset = header.dataset
