@@ -15,6 +15,7 @@ _SIDE = 1024  # px of the longer side that is looked at
 _SMALL = 700  # px: films below are doubled, since their letters touch
 _STROKE = 9  # px: nothing wider is a stroke of a letter
 _CONTRASTS = (64, 128)  # grey levels around a stroke; the higher parts letters that touch
+_WHITE, _BLACK, _FAINT = 250, 5, 24  # pure white or black may stand out by less
 _HEIGHTS = (6, 48)  # px of a letter
 _WIDEST = 3.0  # of a stroke, in heights: touching letters count as several
 _LETTER = 0.85  # width of a letter in heights
@@ -52,10 +53,9 @@ def text_lines(pixels: UInt8[np.ndarray, "h w"]) -> list[Line]:
     found = []
     for hat in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
         relief = cv2.morphologyEx(pixels, hat, kernel)
-        extreme = pixels >= 250 if hat == cv2.MORPH_TOPHAT else pixels <= 5
-        strokes = [relief >= contrast for contrast in _CONTRASTS]
-        for mask in (*strokes, extreme & (relief >= 24)):
-            boxes = _boxes(mask.view(np.uint8))
+        pure = pixels >= _WHITE if hat == cv2.MORPH_TOPHAT else pixels <= _BLACK
+        for strokes in (*(relief >= least for least in _CONTRASTS), pure & (relief >= _FAINT)):
+            boxes = _boxes(strokes.view(np.uint8))
             found += _lines(boxes)
             turned = boxes[:, [1, 0, 3, 2]]
             found += [Line(y, x, height, width) for x, y, width, height in _lines(turned)]
@@ -76,7 +76,7 @@ def _lines(boxes: Int[np.ndarray, "n 4"]) -> list[Line]:
     fits = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1])
     fits &= (width <= _WIDEST * height) & (width >= 0.15 * height)
     strokes = boxes[fits]
-    if len(strokes) > _MANY:
+    if not 3 <= len(strokes) <= _MANY:
         return []
     strokes = strokes[np.argsort(strokes[:, 0], kind="stable")]
     free, found = np.ones(len(strokes), bool), []
@@ -96,7 +96,9 @@ def _lines(boxes: Int[np.ndarray, "n 4"]) -> list[Line]:
     return found
 
 
-def _follows(strokes: Int[np.ndarray, "n 4"], last: Int[np.ndarray, " 4"]) -> Bool[np.ndarray, " n"]:
+def _follows(
+    strokes: Int[np.ndarray, "n 4"], last: Int[np.ndarray, " 4"]
+) -> Bool[np.ndarray, " n"]:
     """Tell which strokes may be the next letter after the last one."""
     x, y, width, height = last
     gap = strokes[:, 0] - (x + width)
