@@ -69,7 +69,11 @@ def _controls() -> Cases:
         None,
     )
     yield "implicit", film(syntax=uid.ImplicitVRLittleEndian), None
-    yield "big endian", film(syntax=uid.ExplicitVRBigEndian, PixelData=FILM.byteswap().tobytes()), None
+    yield (
+        "big endian",
+        film(syntax=uid.ExplicitVRBigEndian, PixelData=FILM.byteswap().tobytes()),
+        None,
+    )
     yield "deflated", film(syntax=uid.DeflatedExplicitVRLittleEndian), None
     yield "rle", film(syntax=uid.RLELossless, frame=_encoded(RLELosslessEncoder)), None
     yield "j2k", film(syntax=uid.JPEG2000Lossless, frame=_encoded(JPEG2000LosslessEncoder)), None
