@@ -25,9 +25,9 @@ from xmae_jax.data.limits import MAX_BYTES, FilmError
 
 # All that `Film.flags` may hold, and what each means.
 FLAGS = looks.FLAGS | {
-    "body_part": "the header names another part of the body than the chest",
+    "body_part": "a DICOM header that names another part of the body than the chest",
     "modality": "a DICOM header that names no kind of radiograph",
-    "view": "the header names a view that is not frontal",
+    "view": "a DICOM header that names a view that is not frontal",
 }
 
 _T = TypeVar("_T")

@@ -20,7 +20,7 @@ _HEIGHTS = (6, 48)  # px of a letter
 _WIDEST = 3.0  # of a stroke, in heights: touching letters count as several
 _LETTER = 0.85  # width of a letter in heights
 _GAP, _STEP, _GROWTH = 1.2, 0.25, 1.45  # from one stroke to the next, in heights
-_MANY = 2000  # strokes: more are a pattern or noise, not text
+_MANY = 1000  # strokes: more are a pattern or noise, not text; real films have up to 209
 
 
 class Line(NamedTuple):
@@ -56,6 +56,8 @@ def text_lines(pixels: UInt8[np.ndarray, "h w"]) -> list[Line]:
         pure = pixels >= _WHITE if hat == cv2.MORPH_TOPHAT else pixels <= _BLACK
         for strokes in (*(relief >= least for least in _CONTRASTS), pure & (relief >= _FAINT)):
             boxes = _boxes(strokes.view(np.uint8))
+            if not 3 <= len(boxes) <= _MANY:
+                continue
             found += _lines(boxes)
             turned = boxes[:, [1, 0, 3, 2]]
             found += [Line(y, x, height, width) for x, y, width, height in _lines(turned)]
@@ -76,8 +78,6 @@ def _lines(boxes: Int[np.ndarray, "n 4"]) -> list[Line]:
     fits = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1])
     fits &= (width <= _WIDEST * height) & (width >= 0.15 * height)
     strokes = boxes[fits]
-    if not 3 <= len(strokes) <= _MANY:
-        return []
     strokes = strokes[np.argsort(strokes[:, 0], kind="stable")]
     free, found = np.ones(len(strokes), bool), []
     for first in range(len(strokes)):
