@@ -104,7 +104,7 @@ def read_header(path: Path) -> Header:
     vr, length = found[0]
     return Header(
         dataset=dataset,
-        syntax=_syntax(dataset),
+        syntax=DeflatedExplicitVRLittleEndian if prefix else _syntax(dataset),
         start=buffer.tell() + (12 if vr in _LONG else 8),
         length=None if length == 0xFFFFFFFF else length,
         inflate_from=deflated,
