@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.adapters import ADAPTERS
 from data_prep.given import read_given
 from data_prep.inputs import mask_digest
 from data_prep.splits import split_of
@@ -367,3 +370,22 @@ def test_real_films_are_joined(cxr):
         for value in (1, 0):
             assert told.count(value) == sum(row[name] == str(value) for row in columns)
     assert {row.licence for row in inputs.rows.values()} == {row["licence"] for row in columns}
+
+
+def test_the_example_of_the_docs_reads_padchest(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/datasets.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    made: dict = {}
+    exec(compile(code, "docs/datasets.md", "exec"), made)
+    put(tmp_path / "0/a_1.png")
+    header = ("", "ImageID", "StudyID", "PatientID", "Projection", "Labels")
+    row = ("0", "a_1.png", "7", "8", "L", "['pleural effusion', 'cardiomegaly']")
+    table(tmp_path / f"{made['_TABLE']}.gz", header, row)
+    (row,) = made["scan"](tmp_path, masks=None, labels=None, reports=None).rows.values()
+    assert row.patient == "padchest:8" and row.view == "L" and len(known(row)) == 5
+    assert known(row)["Pleural Effusion"] == 1 and known(row)["Pneumonia"] == 0
+
+
+def test_every_adapter_stands_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs/datasets.md").read_text()
+    assert all(f"--adapter {name} " in text or name in ("plain", "shenzhen") for name in ADAPTERS)
