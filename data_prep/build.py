@@ -52,7 +52,9 @@ class UsageError(Exception):
     """The command line asks for something that cannot be; exit code 64."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would exit with code 2."""
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         raise UsageError(message)
@@ -60,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; UsageError says what is wrong with it."""
-    parser = _Parser(prog="python -m data_prep.build", description="raw archive -> shards")
+    parser = Parser(prog="python -m data_prep.build", description="raw archive -> shards")
     parser.add_argument("--input", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="default: INPUT/lung_masks")

@@ -198,7 +198,7 @@ def _look(films: Films, *, shown: set[int], measured: set[int]) -> tuple[dict[in
         if place in shown:
             covered = hidden(entry)
             picture = "" if covered else data_uri(outlined(record, side=_SIDE))
-            tiles[place] = Tile(entry.id, picture, caption(entry))
+            tiles[place] = Tile(entry.id, picture, " · ".join(caption(entry)))
         if place in measured:
             measures.add(record)
     return tiles, measures
