@@ -1,34 +1,47 @@
 """What stands in an input folder: films, masks, labels and reports, joined by name."""
 
-import csv
 import hashlib
-import math
 import os
 import stat
-import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from data_prep.chexmask import RunLength, read_chexmask
+from data_prep.given import Mask, Parts
+from data_prep.tables import UNKNOWN, VALUES, Labels, Line, Table
+from xmae_jax.data.findings import FINDINGS, find
 from xmae_jax.data.manifest import file_digest
-from xmae_jax.data.records import FINDINGS, DataError, Report
+from xmae_jax.data.records import DataError, Report
 
 SKIPPED = frozenset({"labels.csv", "reports.csv", "phantoms.json", "rejected.csv", "manifest.json"})
-_MAX_TEXT = 100_000  # characters of a report section
+AMBIGUOUS = ""  # in place of a film: two have this name
+SPLIT_NAMES = {"": "", "train": "train", "test": "test"}
+SPLIT_NAMES |= dict.fromkeys(
+    ("val", "valid", "validate", "validation", "dev", "development"), "val"
+)
+# Of labels.csv, beside the findings.
+_COLUMNS = tuple(
+    "image patient_id study_id view source mask_source split licence mask_licence".split()
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row of labels.csv."""
+    """What the tables say about one film."""
 
     patient: str = ""
     study: str = ""
     view: str = ""
     source: str = ""
     mask_source: str = ""
-    findings: tuple[float, ...] = (math.nan,) * len(FINDINGS)
+    findings: Labels = UNKNOWN
+    split: str = ""  # "train", "val" or "test"; empty: by the hash of the patient
+    licence: str = ""
+    mask_licence: str = ""
 
     @property
     def labels(self) -> np.ndarray:
@@ -42,36 +55,172 @@ class Inputs:
 
     root: Path
     films: tuple[str, ...]  # sorted, POSIX separators
-    masks: dict[str, Path] = field(default_factory=dict)  # film -> mask
+    masks: dict[str, Mask] = field(default_factory=dict)  # film -> mask
     rows: dict[str, Row] = field(default_factory=dict)  # film -> labels
     reports: dict[str, Report] = field(default_factory=dict)  # study -> report
     tables: tuple[Path, ...] = ()  # other files read, for the digest
-    orphans: int = 0  # rows of labels.csv without a film
+    orphans: int = 0  # rows of labels without a film
+    refused: dict[str, str] = field(default_factory=dict)  # what is not read -> why
+    notes: tuple[str, ...] = ()  # what whoever runs the build should know
+
+
+class Join:
+    """The films of a folder, and the rows of its tables as they come in."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        skip: Iterable[Path] = (),
+        suffixes: tuple[str, ...] = (),
+        depth: int = 1,
+    ) -> None:
+        """List the films.
+
+        skip: files and folders that are none; suffixes: of the films, all if empty; depth: how many
+        last parts of a film's path, without its suffix, are its name in the tables.
+        """
+        self.root, self.depth = root, depth
+        self.films, self.refused = walk(root, skip=skip, suffixes=suffixes)
+        self.rows: dict[str, Row] = {}
+        self.orphans = 0
+        self._splits: dict[str, str] = {}
+        self._names = tails(self.films, depth)
+
+    def film(self, name: str) -> str | None:
+        """Find a film by its name in the tables, given without a suffix."""
+        return self._names.get(name)
+
+    def add(self, film: str | None, row: Row, line: Line) -> None:
+        """Take in what a line says of a film, None if there is no such film."""
+        if row.patient and row.split:
+            if self._splits.setdefault(row.patient, row.split) != row.split:
+                raise line.error("split", "a patient with films in two splits")
+        if film is None:
+            self.orphans += 1
+        elif film == AMBIGUOUS:
+            raise DataError(f"{line.path}, line {line.number}: two films have the name of this row")
+        elif (before := self.rows.setdefault(film, row)) != row:
+            raise line.error(_difference(before, row), "a second row of one image says else")
+
+    def inputs(
+        self,
+        *,
+        tables: Iterable[Path],
+        masks: Path | dict[str, Mask] | None = None,
+        reports: dict[str, Report] | None = None,
+        notes: Iterable[str] = (),
+    ) -> Inputs:
+        """Put all together; masks: by film, or a folder of them, or a CSV file of CheXmask."""
+        if self.orphans and self.films and not self.rows:
+            # Every film would pass for a patient of its own.
+            raise DataError(f"{next(iter(tables))}: none of its {self.orphans} rows has a film")
+        for film, row in self.rows.items():
+            if row.patient in self._splits and not row.split:
+                self.rows[film] = replace(row, split=self._splits[row.patient])
+        tables, notes = list(tables), list(notes)
+        if isinstance(masks, Path) and masks.is_dir():
+            masks = _join_masks(masks, self.films)
+        elif isinstance(masks, Path):
+            tables.append(masks)
+            masks, note = read_chexmask(masks, lambda depth: tails(self.films, depth))
+            notes.append(note)
+        return Inputs(
+            root=self.root,
+            films=self.films,
+            masks=masks or {},
+            rows=self.rows,
+            reports=reports or {},
+            tables=tuple(tables),
+            orphans=self.orphans,
+            refused=self.refused,
+            notes=tuple(notes),
+        )
+
+
+def _difference(one: Row, other: Row) -> str:
+    """Name the columns in which two rows differ."""
+    names = [
+        item.name
+        for item in fields(Row)
+        if item.name != "findings" and getattr(one, item.name) != getattr(other, item.name)
+    ]
+    pairs = zip(FINDINGS, one.findings, other.findings, strict=True)
+    return ", ".join(names + [name for name, a, b in pairs if a != b and a is not b])
+
+
+def walk(
+    root: Path, *, skip: Iterable[Path] = (), suffixes: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """List what may be a film, and what is not read, with the reason.
+
+    A film is every entry that is not hidden, nor in `skip`, nor a table of ours, and has one of the
+    suffixes if there are any. Links are followed to a file in the same folder only.
+    """
+    base = os.path.realpath(root)
+    skipped = {os.path.relpath(path.resolve(), base) for path in skip}
+    films: list[str] = []
+    refused: dict[str, str] = {}
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(os.path.join(base, folder)))
+        except OSError as error:
+            refused[folder.rstrip("/") or "."] = f"cannot be read ({type(error).__name__})"
+            continue
+        for entry in entries:
+            name = folder + entry.name
+            if entry.name[0] == "." or entry.name in SKIPPED or name in skipped:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(name + "/")
+            elif suffixes and not entry.name.lower().endswith(suffixes):
+                continue
+            elif entry.is_symlink() and (why := _why_not(entry.path, base)):
+                refused[name] = why
+            else:
+                films.append(name)
+    return tuple(sorted(films)), refused
+
+
+def _why_not(link: str, base: str) -> str:
+    target = os.path.realpath(link)
+    if os.path.commonpath((target, base)) != base:
+        return "a link that leaves the folder"
+    return "a link to a folder" if os.path.isdir(target) else ""
+
+
+def tails(films: Iterable[str], depth: int) -> dict[str, str]:
+    """Map the last parts of each path, without the suffix, to the film, or to AMBIGUOUS."""
+    found: dict[str, str] = {}
+    for film in films:
+        name = film.rpartition(".")[0] if "." in film.rpartition("/")[2] else film
+        name = name.rpartition("/")[2] if depth == 1 else "/".join(name.split("/")[-depth:])
+        found[name] = AMBIGUOUS if name in found else film
+    return found
 
 
 def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None) -> Inputs:
     """List the films under a folder (its `images/` if it has one) and join what belongs to them.
 
     Masks, labels and reports default to `lung_masks/`, `labels.csv` and `reports.csv` beside
-    them. Raises DataError naming file and line for a table that cannot be used.
+    them. Raises DataError naming file, line and column of a table that cannot be used.
     """
     folder = folder.resolve()
     root = folder / "images" if (folder / "images").is_dir() else folder
+    root = root.resolve()
     masks = masks or _default(folder / "lung_masks")
     labels = labels or _default(folder / "labels.csv")
     reports = reports or _default(folder / "reports.csv")
     phantoms = _default(folder / "phantoms.json")
-    known = {path.resolve() for path in (masks, labels, reports) if path is not None}
-    films = _walk(root, known)
-    rows, orphans = read_labels(labels, root, films) if labels else ({}, 0)
-    return Inputs(
-        root=root,
-        films=films,
-        masks=_join_masks(masks, films) if masks else {},
-        rows=rows,
+    join = Join(root, skip=[path for path in (masks, labels, reports) if path is not None])
+    notes = read_labels(labels, join) if labels else []
+    return join.inputs(
+        tables=[path for path in (labels, reports, phantoms) if path is not None],
+        masks=masks,
         reports=read_reports(reports) if reports else {},
-        tables=tuple(path for path in (labels, reports, phantoms) if path is not None),
-        orphans=orphans,
+        notes=notes,
     )
 
 
@@ -79,134 +228,82 @@ def _default(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _walk(root: Path, known: set[Path]) -> tuple[str, ...]:
-    """List what may be a film: every entry but hidden ones, our own tables, and the masks."""
-    found = []
-    for directory, folders, files in os.walk(root):
-        here = Path(directory)
-        folders[:] = [
-            name for name in folders if name[0] != "." and (here / name).resolve() not in known
-        ]
-        for name in files:
-            path = here / name
-            if name[0] != "." and name not in SKIPPED and path.resolve() not in known:
-                found.append(path.relative_to(root).as_posix())
-    return tuple(sorted(found))
-
-
-def _join_masks(folder: Path, films: tuple[str, ...]) -> dict[str, Path]:
+def _join_masks(folder: Path, films: tuple[str, ...]) -> dict[str, Mask]:
     """Find each film's mask: the same relative path but for the suffix, else the same stem.
 
     A stem that two films share is no name: the mask of one would be laid over the other.
     """
-    masks: dict[str, Path] = {}
-    stems: dict[str, list[Path]] = {}
-    for name in _walk(folder, set()):
-        path = PurePosixPath(name)
-        masks[path.with_suffix("").as_posix()] = folder / name
-        stems.setdefault(path.stem, []).append(folder / name)
-    film_stems: dict[str, int] = {}
-    for film in films:
-        stem = PurePosixPath(film).stem
-        film_stems[stem] = film_stems.get(stem, 0) + 1
-    joined = {}
+    names, _ = walk(folder)
+    masks = {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
+    stems, film_stems = tails(names, 1), tails(films, 1)
+    joined: dict[str, Mask] = {}
     for film in films:
         path = PurePosixPath(film)
         mask = masks.get(path.with_suffix("").as_posix())
-        candidates = stems.get(path.stem, [])
-        if mask is None and film_stems[path.stem] == len(candidates) == 1:
-            mask = candidates[0]
-        if mask is not None:
-            joined[film] = mask
+        if mask is None and film_stems.get(path.stem) == film:
+            mask = stems.get(path.stem)
+        if mask:
+            joined[film] = folder / mask
     return joined
 
 
-def _read_table(path: Path, required: str) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV as (line, row) with columns matched by name; DataError names file and line."""
-    csv.field_size_limit(sys.maxsize)
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="strict") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or []
-            if required not in names:
-                raise DataError(f"{path}: no column {required!r}")
-            if len(set(names)) < len(names):
-                raise DataError(f"{path}: a column name stands twice")
-            rows = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: {len(names)} columns expected"
-                    )
-                rows.append((reader.line_num, row))
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV file ({error})") from None
+def read_labels(path: Path, join: Join) -> list[str]:
+    """Read labels.csv into a join; return notes on columns that look like findings but are none.
 
-
-def read_labels(path: Path, root: Path, films: tuple[str, ...]) -> tuple[dict[str, Row], int]:
-    """Read labels.csv; return film -> row and the number of rows whose film is not there.
-
-    `image` is relative to the table's folder, or else to the folder of films. A table of which no
-    row has a film is an error: every film would pass for a patient of its own.
+    `image` is relative to the table's folder, or else to the folder of films.
     """
-    rows: dict[str, Row] = {}
-    known = set(films)
-    orphans = 0
-    for line, row in _read_table(path, "image"):
-        image = row["image"].strip()
-        film = _relative(path.parent.resolve(), image, root)
-        film = film if film in known else _relative(root, image, root)
-        if film not in known:
-            orphans += 1
-            continue
-        made = Row(
-            patient=row.get("patient_id", "").strip(),
-            study=row.get("study_id", "").strip(),
-            view=row.get("view", "").strip()[:32],
-            source=row.get("source", "").strip(),
-            mask_source=row.get("mask_source", "").strip(),
-            findings=tuple(_finding(path, line, name, row.get(name, "")) for name in FINDINGS),
+    table = Table(path, required=("image",))
+    findings = table.findings(but=_COLUMNS)
+    unknown = {name for name in table.columns if name not in _COLUMNS and find(name) is None}
+    filled: set[str] = set()
+    known = dict(zip(join.films, join.films, strict=True))
+    base = path.parent.resolve()
+    for line in table:
+        image = line.id("image")
+        film = known.get(_relative(base, image, join.root))
+        film = film or known.get(_relative(join.root, image, join.root))
+        row = Row(
+            patient=line.id("patient_id"),
+            study=line.id("study_id"),
+            view=line.word("view")[:32],
+            source=line.word("source"),
+            mask_source=line.word("mask_source"),
+            findings=findings(line),
+            split=split_name(line, "split"),
+            licence=line.word("licence"),
+            mask_licence=line.word("mask_licence"),
         )
-        if film in rows and repr(rows[film]) != repr(made):  # repr: NaN is not equal to itself
-            raise DataError(f"{path}, line {line}: a second row of one image says something else")
-        rows[film] = made
-    if orphans and films and not rows:
-        raise DataError(f"{path}: none of its {orphans} rows has a film in {root}")
-    return rows, orphans
+        join.add(film, row, line)
+        unknown -= {name for name in unknown if line.cells[name].strip() not in VALUES}
+        filled |= {name for name in unknown if line.cells[name].strip()}
+    return [
+        f"{path.name}: column {name!r} looks like a finding, but the list has none of this name"
+        for name in table.columns
+        if name in unknown & filled
+    ]
+
+
+def split_name(line: Line, column: str) -> str:
+    """Read the split that a table names; blank where it names none."""
+    name = SPLIT_NAMES.get(line.cells.get(column, "").strip().lower())
+    if name is None:
+        raise line.error(column, "neither train, val nor test")
+    return name
 
 
 def _relative(base: Path, image: str, root: Path) -> str:
-    path = Path(os.path.normpath(base / image))
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else ""
-
-
-def _finding(path: Path, line: int, name: str, text: str) -> float:
-    """Parse one cell: blank is unknown (NaN), else 1, 0 or -1."""
-    text = text.strip()
-    if not text:
-        return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if value not in (0.0, 1.0, -1.0):
-        raise DataError(f"{path}, line {line}, column {name}: neither blank nor 1, 0 or -1")
-    return value
+    path = os.path.normpath(os.path.join(base, image))
+    return path[len(str(root)) + 1 :] if path.startswith(f"{root}/") else ""
 
 
 def read_reports(path: Path) -> dict[str, Report]:
     """Read reports.csv as study -> sections; a study that stands twice must say the same."""
     reports: dict[str, Report] = {}
-    for line, row in _read_table(path, "study_id"):
-        study = row["study_id"].strip()
-        made = Report(
-            findings=row.get("findings", "").strip()[:_MAX_TEXT],
-            impression=row.get("impression", "").strip()[:_MAX_TEXT],
-        )
-        if reports.get(study, made) != made:
-            raise DataError(f"{path}, line {line}: a second row of one study says something else")
-        reports[study] = made
+    for line in Table(path, required=("study_id",)):
+        study = line.id("study_id")
+        made = Report(findings=line.section("findings"), impression=line.section("impression"))
+        if reports.setdefault(study, made) != made:
+            raise line.error("study_id", "a second row of one study says something else")
     return reports
 
 
@@ -218,6 +315,14 @@ def sha256_of(path: Path) -> str:
         return file_digest(path)
     except OSError as error:
         return type(error).__name__
+
+
+def mask_digest(mask: Mask) -> str:
+    """Hash a mask of any form."""
+    if isinstance(mask, RunLength):
+        return mask.digest()
+    paths = mask.paths if isinstance(mask, Parts) else (mask,)
+    return " ".join(sha256_of(path) for path in paths)
 
 
 def digest_of(entries: dict[str, Any]) -> str:

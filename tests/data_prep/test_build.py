@@ -97,11 +97,13 @@ def test_archive_becomes_records(archive, tmp_path, capsys):
         values = {film[name] for film in films}
         assert len(values) == count
         assert all(len(value) == 16 and set(value) <= HEX for value in values)
-    effusion = [film["labels"][FINDINGS.index("Effusion")] for film in films]
+    effusion = [film["labels"][FINDINGS.index("Pleural Effusion")] for film in films]
     values, counts = np.unique(effusion, return_counts=True)
     np.testing.assert_array_equal(values, [-1, 0, 1, np.nan])
     np.testing.assert_array_equal(counts, [6, 6, 6, 6])
-    others = np.delete(np.array([film["labels"] for film in films]), FINDINGS.index("Effusion"), 1)
+    others = np.delete(
+        np.array([film["labels"] for film in films]), FINDINGS.index("Pleural Effusion"), 1
+    )
     assert np.isnan(others).all()
     assert sum(film["report"] == {"findings": "A", "impression": "B"} for film in films) == 1
     assert sorted(film["mask_source"] for film in films)[:2] == ["given:file"] * 2

@@ -28,17 +28,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from jaxtyping import Bool, Float32, Int32, UInt8
 from PIL import Image
 
+from xmae_jax.data.findings import FINDINGS as FINDINGS
 from xmae_jax.data.manifest import DataError, check, file_digest, load_manifest
 from xmae_jax.seal import json_digest
 
 SPLITS = ("train", "val", "test")
-
-# The label vector of every record, in this order; spelt as the column names of labels.csv.
-FINDINGS = tuple(
-    "No_Finding Atelectasis Cardiomegaly Consolidation Edema Effusion Emphysema Fibrosis Hernia"
-    " Infiltration Lung_Opacity Mass Nodule Pleural_Thickening Pneumonia Pneumothorax Tuberculosis"
-    " COVID-19 ARDS".split()
-)
 
 MASK_SIDE = 320  # px, long side of a stored mask: 4 px of a 1280 px film, a quarter of a patch
 JPEG_FROM = 512  # px: films of this side and more are JPEG q95, smaller ones PNG

@@ -1,0 +1,153 @@
+"""MIMIC-CXR-JPG with its reports, and CXR-LT 2024, whose labels are of the same films.
+
+Johnson et al. 2019, https://physionet.org/content/mimic-cxr-jpg/; Lin et al. 2025,
+https://physionet.org/content/cxr-lt-iccv-workshop-cvamd/2.0.0/.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from data_prep.adapters.shared import need, there, view_of
+from data_prep.inputs import Inputs, Join, Row, split_name
+from data_prep.tables import MAX_TEXT, UNKNOWN, Labels, Line, Table
+from xmae_jax.data.records import DataError, Report
+
+_WHERE = "https://physionet.org/content/mimic-cxr-jpg/"
+_LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
+_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&'-]{2,60}?)[ \t]*:", re.MULTILINE)
+_PARTS = ("train", "development", "test")  # first words of the names of CXR-LT's tables by task
+
+
+def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None) -> Inputs:
+    """Read files/p10/p10000032/s50414267/<dicom_id>.jpg, metadata, official split and labels.
+
+    labels: another table of labels by `study_id`, such as the radiologists' of 2.1.0 for the test
+    set. Blank is "not mentioned" and stays unknown.
+    """
+    folder = folder.resolve()
+    metadata, split, table = (
+        path or need(folder, f"{name}.gz", name, where=_WHERE)
+        for name, path in (
+            ("mimic-cxr-2.0.0-metadata.csv", None),
+            ("mimic-cxr-2.0.0-split.csv", None),
+            ("mimic-cxr-2.0.0-chexpert.csv", labels),
+        )
+    )
+    findings = _by_study(table)
+    lines = Table(split, required=("dicom_id", "split"))
+    splits = {line.id("dicom_id"): split_name(line, "split") for line in lines}
+    join = _films(folder)
+    for line in Table(metadata, required=("dicom_id", "subject_id", "study_id", "ViewPosition")):
+        labels_of = findings.get(line.id("study_id"), UNKNOWN)
+        row = _row(
+            line,
+            source="MIMIC-CXR-JPG",
+            findings=labels_of,
+            split=splits.get(line.id("dicom_id"), ""),
+        )
+        join.add(join.film(line.id("dicom_id")), row, line)
+    tables = (metadata, split, table)
+    return join.inputs(tables=tables, masks=masks, reports=_reports(folder, reports, join))
+
+
+def scan_cxr_lt(
+    folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None
+) -> Inputs:
+    """Read the films of MIMIC-CXR-JPG with CXR-LT's 45 classes and its own split.
+
+    labels: the table of a task (train_labeled.csv, test_labeled_task2.csv, ...) in place of
+    labels.csv, which holds all; the name of such a table says the split.
+    """
+    folder = folder.resolve()
+    where = "https://physionet.org/content/cxr-lt-iccv-workshop-cvamd/2.0.0/"
+    table = Table(
+        labels
+        or there(folder, "cxr-lt-2024/labels.csv")
+        or need(folder, "labels.csv", where=where),
+        required=("dicom_id", "subject_id", "study_id"),
+    )
+    named = table.path.name.split("_")[0]
+    if "split" not in table.columns and named not in _PARTS:
+        raise DataError(f"{table.path}, line 1: no column 'split', and no split in the file's name")
+    named = "val" if named == "development" else named
+    findings = table.findings()
+    join = _films(folder)
+    for line in table:
+        split = split_name(line, "split") if "split" in table.columns else named
+        row = _row(line, source="CXR-LT 2024", findings=findings(line), split=split)
+        join.add(join.film(line.id("dicom_id")), row, line)
+    tables = (table.path,)
+    return join.inputs(tables=tables, masks=masks, reports=_reports(folder, reports, join))
+
+
+def _films(folder: Path) -> Join:
+    return Join(folder, suffixes=(".jpg", ".jpeg", ".dcm"))
+
+
+def _row(line: Line, *, source: str, findings: Labels, split: str) -> Row:
+    return Row(
+        patient=f"mimic:{line.id('subject_id')}",
+        study=f"mimic:{line.id('study_id')}",
+        view=view_of(line.word("ViewPosition")),
+        source=source,
+        findings=findings,
+        split=split,
+        licence=_LICENCE,
+    )
+
+
+def _by_study(path: Path) -> dict[str, Labels]:
+    table = Table(path, required=("study_id",))
+    read = table.findings()
+    found: dict[str, Labels] = {}
+    for line in table:
+        labels = read(line)
+        if found.setdefault(line.id("study_id"), labels) != labels:
+            raise line.error("study_id", "a second row of one study says something else")
+    return found
+
+
+def _reports(folder: Path, given: Path | None, join: Join) -> dict[str, Report]:
+    """Read the reports of the films' studies: files/p10/p10000032/s50414267.txt."""
+    places = (given, there(folder, "mimic-cxr-reports"), folder)
+    base = next(path for path in places if path is not None)
+    base = base if base.name == "files" else base / "files"
+    studies = {(row.patient, row.study) for row in join.rows.values()}
+    found = {}
+    for patient, study in sorted(studies):
+        subject, number = patient.partition(":")[2], study.partition(":")[2]
+        path = base / f"p{subject[:2]}" / f"p{subject}" / f"s{number}.txt"
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        found[study] = sections(text)
+    if given is not None and studies and not found:
+        raise DataError(f"{given}: no report of any study, as files/p10/p10000032/s50414267.txt")
+    return found
+
+
+def sections(text: str) -> Report:
+    """Cut the findings and the impression out of a report by its headings in capitals.
+
+    A heading that holds both counts as findings. What stands under neither is left out: it is
+    indication, history and comparison.
+    """
+    parts = _HEADING.split(text)
+    found: dict[str, list[str]] = {"findings": [], "impression": []}
+    for heading, body in zip(parts[1::2], parts[2::2], strict=True):
+        name = _section(heading.split())
+        if name and body.strip():
+            found[name].append(" ".join(body.split()))
+    return Report(
+        findings="\n".join(found["findings"])[:MAX_TEXT],
+        impression="\n".join(found["impression"])[:MAX_TEXT],
+    )
+
+
+def _section(words: Iterable[str]) -> str | None:
+    joined = " ".join(words)
+    if joined.startswith("FINDING"):
+        return "findings"
+    return "impression" if joined.startswith(("IMPRESSION", "CONCLUSION")) else None

@@ -1,0 +1,109 @@
+"""The National Library of Medicine's Montgomery and Shenzhen sets (Jaeger et al. 2014).
+
+https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets; the masks of
+Shenzhen are Stirenko et al.'s (2018), https://www.kaggle.com/datasets/yoctoman/shcxr-lung-mask.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.adapters.shared import labels_of, need, refuse, there
+from data_prep.given import Mask, Parts
+from data_prep.inputs import Inputs, Join, Row
+from data_prep.tables import MAX_TEXT
+from xmae_jax.data.records import Report
+
+_WHERE = "https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html"
+_PERSON = re.compile(r"\s*(patient's (sex|age)\b|(fe)?male\b)", re.IGNORECASE)
+
+
+def scan_montgomery(
+    folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None
+) -> Inputs:
+    """Read CXR_png/MCUCXR_0001_0.png, its two parts in ManualMask/, and its ClinicalReadings/."""
+    refuse("montgomery", labels=labels, reports=reports)
+    join = _films(folder, "MontgomerySet")
+    sides = [join.root.parent / "ManualMask" / side for side in ("leftMask", "rightMask")]
+    given: dict[str, Mask] = {
+        film: Parts(tuple(side / film for side in sides))
+        for film in join.films
+        if all((side / film).is_file() for side in sides)
+    }
+    row = Row(
+        view="PA",
+        source="Montgomery",
+        mask_source="montgomery-manual",
+        licence="NLM-public-use (cite Jaeger 2014)",
+        mask_licence="NLM-public-use",
+    )
+    return _inputs(join, r"MCUCXR_(\d+)_([01])\.png", row, masks, given)
+
+
+def scan_shenzhen(
+    folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None
+) -> Inputs:
+    """Read CXR_png/CHNCXR_0001_0.png, its ClinicalReadings/, and mask/CHNCXR_0001_0_mask.png.
+
+    The masks are another download, and optional.
+    """
+    refuse("shenzhen", labels=labels, reports=reports)
+    join = _films(folder, "ChinaSet_AllFiles")
+    base = there(folder.resolve(), "mask") or there(join.root.parent, "mask")
+    names = {film: f"{film.removesuffix('.png')}_mask.png" for film in join.films}
+    given: dict[str, Mask] = {}
+    if base is not None:
+        given = {film: base / name for film, name in names.items() if (base / name).is_file()}
+    row = Row(
+        view="Frontal",  # PA and AP, not said which
+        source="Shenzhen",
+        mask_source="shenzhen-manual-stirenko",
+        licence="NLM-public-use (cite Jaeger 2014)",
+        mask_licence="CC-BY-NC-SA-4.0",
+    )
+    return _inputs(join, r"CHNCXR_(\d+)_([01])\.png", row, masks, given)
+
+
+def _films(folder: Path, name: str) -> Join:
+    folder = folder.resolve()
+    return Join(
+        there(folder, f"{name}/CXR_png") or need(folder, "CXR_png", where=_WHERE),
+        suffixes=(".png",),
+    )
+
+
+def _inputs(
+    join: Join, pattern: str, row: Row, masks: Path | None, given: dict[str, Mask]
+) -> Inputs:
+    """Read what a film's name says (0 normal, 1 signs of tuberculosis) and its reading."""
+    reports: dict[str, Report] = {}
+    for film in join.films:
+        match = re.fullmatch(pattern, film)
+        if match is None:
+            continue
+        patient = f"{row.source.lower()}:{match[1]}"
+        ill = float(match[2])
+        found = labels_of({"No Finding": 1 - ill, "Tuberculosis": ill})
+        mine = masks is None and film in given
+        join.rows[film] = replace(
+            row,
+            patient=patient,
+            study=patient,
+            findings=found,
+            mask_source=row.mask_source if mine else "",
+            mask_licence=row.mask_licence if mine else "",
+        )
+        text = _reading(join.root.parent / "ClinicalReadings" / film.replace(".png", ".txt"))
+        if text:
+            reports[patient] = Report(findings=text, impression="")
+    return join.inputs(tables=(), masks=masks or given, reports=reports)
+
+
+def _reading(path: Path) -> str:
+    """Read a radiologist's words without the lines on sex and age."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    words = " ".join(line.strip() for line in lines if not _PERSON.match(line))
+    return words.strip()[:MAX_TEXT]

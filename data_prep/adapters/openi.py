@@ -1,0 +1,185 @@
+"""Open-i's Indiana University set (Demner-Fushman et al. 2016, https://openi.nlm.nih.gov/faq).
+
+Either NLM's XML reports with PNG or DICOM films, or Kaggle's two tables and PNG films. Labels are
+from the MeSH terms by which people indexed each report.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from data_prep.adapters.shared import labels_of, need, refuse, there, view_of
+from data_prep.inputs import Inputs, Join, Row
+from data_prep.tables import MAX_TEXT, UNKNOWN, Labels, Line, Table
+from xmae_jax.data.records import DataError, Report
+
+_WHERE = "https://openi.nlm.nih.gov/faq, or Kaggle's raddar/chest-xrays-indiana-university"
+_LICENCE = "CC-BY-NC-ND-4.0"
+_MAX_XML = 1_000_000  # bytes; the largest has 12,000
+# First word of a term / a later one that it needs -> finding.
+_TERMS = {
+    "normal": "No Finding",
+    "airspace disease": "Lung Opacity",
+    "aorta/tortuous": "Tortuous Aorta",
+    "aorta, thoracic/tortuous": "Tortuous Aorta",
+    "calcified granuloma": "Granuloma",
+    "calcinosis/aorta": "Calcification of the Aorta",
+    "calcinosis/aorta, thoracic": "Calcification of the Aorta",
+    "cardiac shadow/enlarged": "Cardiomegaly",
+    "cardiomegaly": "Cardiomegaly",
+    "catheters, indwelling": "Support Devices",
+    "consolidation": "Consolidation",
+    "emphysema": "Emphysema",
+    "bullous emphysema": "Emphysema",
+    "pulmonary emphysema": "Emphysema",
+    "fractures, bone": "Fracture",
+    "granuloma": "Granuloma",
+    "hemopneumothorax": "Pneumothorax",
+    "hernia, diaphragmatic": "Hernia",
+    "hernia, hiatal": "Hernia",
+    "hydropneumothorax": "Hydropneumothorax",
+    "hypertension, pulmonary": "Pulmonary Hypertension",
+    "implanted medical device": "Support Devices",
+    "infiltrate": "Infiltration",
+    "kyphosis": "Kyphosis",
+    "lung diseases, interstitial": "Interstitial Lung Disease",
+    "mass/lung": "Mass",
+    "medical device": "Support Devices",
+    "nodule/lung": "Nodule",
+    "opacity/lung": "Lung Opacity",
+    "pleural effusion": "Pleural Effusion",
+    "pneumonia": "Pneumonia",
+    "pneumoperitoneum": "Pneumoperitoneum",
+    "pneumothorax": "Pneumothorax",
+    "pulmonary atelectasis": "Atelectasis",
+    "pulmonary disease, chronic obstructive": "COPD",
+    "pulmonary edema": "Edema",
+    "pulmonary fibrosis": "Fibrosis",
+    "scoliosis": "Scoliosis",
+    "subcutaneous emphysema": "Subcutaneous Emphysema",
+    "thickening/pleura": "Pleural Thickening",
+    "tube, inserted": "Support Devices",
+    "tuberculosis": "Tuberculosis",
+}
+_EMPTY = {"no indexing", "technical quality of image unsatisfactory", ""}
+
+
+@dataclass(frozen=True)
+class _Study:
+    uid: str
+    terms: tuple[str, ...]
+    report: Report
+    films: tuple[tuple[str, str], ...]  # names that a film may have, without suffix; its view
+    line: Line
+
+
+def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None) -> Inputs:
+    """Read ecgen-radiology/*.xml, or else indiana_reports.csv; views of indiana_projections.csv.
+
+    reports: the folder of XML files or the table of reports. A report is a patient of its own, as
+    far as is known; the XML files do not say which view a film is. There is no official split.
+    """
+    refuse("open-i", labels=labels)
+    folder = folder.resolve()
+    place = reports or there(folder, "ecgen-radiology")
+    place = place or need(folder, "indiana_reports.csv", where=_WHERE)
+    table = there(folder, "indiana_projections.csv")
+    if place.is_dir():
+        studies = _xml(place, _views(table) if table else {})
+        tables = [table] if table else []
+    else:
+        table = table or need(folder, "indiana_projections.csv", where=_WHERE)
+        studies, tables = _csv(place, table), [place, table]
+    join = Join(folder, suffixes=(".png", ".dcm"))
+    texts: dict[str, Report] = {}
+    for study in studies:
+        patient = f"openi:{study.uid}"
+        texts[patient] = study.report
+        findings = mesh_labels(study.terms)
+        for names, view in study.films:
+            row = Row(
+                patient=patient,
+                study=patient,
+                view=view,
+                source="Open-i",
+                findings=findings,
+                licence=_LICENCE,
+            )
+            found = (join.film(name) for name in names.split())
+            join.add(next((film for film in found if film is not None), None), row, study.line)
+    return join.inputs(tables=tables or [place], masks=masks, reports=texts)
+
+
+def mesh_labels(terms: Iterable[str]) -> Labels:
+    """Read labels from MeSH terms such as `Opacity/lung/base/left`; what has no term is absent."""
+    parts = [[part.strip() for part in term.lower().split("/")] for term in terms]
+    named = {part[0] for part in parts}
+    if named <= _EMPTY:
+        return UNKNOWN
+    values = dict.fromkeys(_TERMS.values(), 0.0)
+    for head, *rest in parts:
+        for term in (head, *(f"{head}/{part}" for part in rest)):
+            if term in _TERMS:
+                values[_TERMS[term]] = 1.0
+    values["Pneumothorax"] = max(values["Pneumothorax"], values["Hydropneumothorax"])
+    return labels_of(values)
+
+
+def _csv(reports: Path, projections: Path) -> Iterator[_Study]:
+    films: dict[str, list[tuple[str, str]]] = {}
+    for line in Table(projections, required=("uid", "filename", "projection")):
+        name = line.id("filename").removesuffix(".png")
+        films.setdefault(line.id("uid"), []).append((name, view_of(line.word("projection"))))
+    for line in Table(reports, required=("uid", "MeSH", "findings", "impression")):
+        yield _Study(
+            uid=line.id("uid"),
+            terms=tuple(line.section("MeSH").split(";")),
+            report=Report(findings=line.section("findings"), impression=line.section("impression")),
+            films=tuple(films.get(line.id("uid"), ())),
+            line=line,
+        )
+
+
+def _views(table: Path) -> dict[str, str]:
+    return {
+        line.id("filename").removesuffix(".dcm.png"): view_of(line.word("projection"))
+        for line in Table(table, required=("filename", "projection"))
+    }
+
+
+def _xml(folder: Path, views: dict[str, str]) -> Iterator[_Study]:
+    """Parse the reports; a film CXR1_1_IM-0001-3001 may be called so, or without its first part."""
+    paths = sorted(folder.glob("*.xml"))
+    if not paths:
+        raise DataError(f"{folder}: no 1.xml, 2.xml, ... (from {_WHERE})")
+    for path in paths:
+        root = _parse(path)
+        texts = {part.get("Label", ""): part.text or "" for part in root.iter("AbstractText")}
+        names = [image.get("id", "") for image in root.iter("parentImage")]
+        shorts = [name.partition("_")[2] for name in names]
+        uid = root.find("uId")
+        yield _Study(
+            uid=(uid.get("id", "") if uid is not None else "").removeprefix("CXR") or path.stem,
+            terms=tuple(term.text or "" for term in root.iter("major")),
+            report=Report(
+                findings=texts.get("FINDINGS", "").strip()[:MAX_TEXT],
+                impression=texts.get("IMPRESSION", "").strip()[:MAX_TEXT],
+            ),
+            films=tuple(
+                (f"{name} {short} {short}.dcm", views.get(short, ""))
+                for name, short in zip(names, shorts, strict=True)
+            ),
+            line=Line(path, 1, 0, 0, {}),
+        )
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    data = path.read_bytes()[: _MAX_XML + 1]
+    try:
+        if len(data) > _MAX_XML or b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+            raise DataError(f"{path}: no report (too long, or with entities of its own)")
+        return ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        line, _ = error.position
+        raise DataError(f"{path}, line {line}: not XML") from None
