@@ -79,12 +79,12 @@ def data_uri(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def caption(entry: Entry) -> str:
-    """Say of a film: view, where its mask is from, and the mask's quality."""
-    view = short(entry.view) or "view unknown"
+def caption(entry: Entry) -> tuple[str, str]:
+    """Say of a film its view, and of its mask the quality and where it is from."""
+    view = short(entry.view, length=12) or "view unknown"
     if entry.mask_source == "none":
-        return f"{view} · no contour"
-    return f"{view} · {short(entry.mask_source)} · {entry.mask_quality:.2f}"
+        return view, "no contour"
+    return view, f"{entry.mask_quality:.2f} {short(entry.mask_source, length=30)}"
 
 
 def short(text: str, *, length: int = 40) -> str:

@@ -33,14 +33,15 @@ from xmae_jax.data.manifest import file_digest
 
 REPORT = "report.html"
 _SIDE = 192  # px of a picture
-_RANDOM, _WORST, _BARE, _PAIRS, _EACH = 64, 24, 16, 12, 8  # films shown; _EACH flag and reason
-_REASONS, _FLAGS = 24, 12  # shown with pictures at most
+_RANDOM, _WORST, _BARE, _PAIRS = 64, 24, 16, 12  # films and pairs shown at most
+_GROUPS, _EACH = 8, 7  # flags, and likewise reasons, with pictures, and films shown of each
 _MEASURED = 256  # films drawn for the charts of grey values, lungs and spacing
 _GLOSSES = {  # of flags
     "aspect": "very long or very wide for a chest film",
     "bits": "few grey levels",
     "body_part": "its file names another part of the body",
     HIDDEN: "writing in the picture; not shown here, since it may name a patient",
+    "inverted": "looks like a negative: air is white",
     "low_contrast": "nearly one grey",
     "modality": "its file names another kind of examination",
     "view": "its file names a view that is not frontal",
@@ -123,7 +124,6 @@ def write_report(directory: Path, manifest: Mapping[str, Any], *, films: Films) 
         remarks=numbers.remarks(entries, counts),
         bars=numbers.all_bars(entries),
         histograms=numbers.histograms(entries, measures),
-        measured=len(measured),
         findings=numbers.findings(counts),
         reasons=[
             Group(short(reason, length=90), "", count, section(shown.left_out.get(reason, ())))
@@ -169,8 +169,8 @@ def _choose(films: Films, stay: Sequence[int]) -> _Shown:
         left_out.setdefault(reason, []).append(place)
     bare = [place for place in stay if entries[place].mask_source == "none"]
 
-    def some(groups: dict[str, list[int]], number: int) -> dict[str, list[int]]:
-        often = heapq.nsmallest(number, groups, key=lambda name: (-len(groups[name]), name))
+    def some(groups: dict[str, list[int]]) -> dict[str, list[int]]:
+        often = heapq.nsmallest(_GROUPS, groups, key=lambda name: (-len(groups[name]), name))
         return {name: drawn(entries, groups[name], number=_EACH) for name in often}
 
     def order(pair: tuple[str, Pair]) -> tuple:
@@ -184,8 +184,8 @@ def _choose(films: Films, stay: Sequence[int]) -> _Shown:
         worst=worst(entries, stay, number=_WORST),
         bare=drawn(entries, bare, number=_BARE),
         pairs=heapq.nsmallest(_PAIRS, films.pairs, key=order),
-        flagged=some({flag: of for flag, of in flagged.items() if flag != HIDDEN}, _FLAGS),
-        left_out=some(left_out, _REASONS),
+        flagged=some({flag: of for flag, of in flagged.items() if flag != HIDDEN}),
+        left_out=some(left_out),
     )
 
 
@@ -198,7 +198,7 @@ def _look(films: Films, *, shown: set[int], measured: set[int]) -> tuple[dict[in
         if place in shown:
             covered = hidden(entry)
             picture = "" if covered else data_uri(outlined(record, side=_SIDE))
-            tiles[place] = Tile(entry.id, picture, caption(entry))
+            tiles[place] = Tile(entry.id, picture, " · ".join(caption(entry)))
         if place in measured:
             measures.add(record)
     return tiles, measures

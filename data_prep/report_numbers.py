@@ -147,10 +147,10 @@ def all_bars(entries: Sequence[Entry]) -> list[Bars]:
         bars("Depth of grey in the file",
              Counter(bits.get(str(e.bits), f"{e.bits}") for e in entries), unnamed="unknown"),
         bars("Kind of file", Counter(e.kind for e in entries), unnamed="unknown",
-             gloss="of DICOM files with the way in which the picture is packed (transfer syntax)"),
+             gloss="Of DICOM files with the way in which the picture is packed (transfer syntax)"),
         bars("Origin of the lung contour", Counter(e.mask_source for e in entries),
              unnamed="unknown",
-             gloss="given: drawn by others and handed in; heuristic and model: found by this"
+             gloss="Given: drawn by others and handed in; heuristic and model: found by this"
                    " program; rectangle: a fixed box; none: without"),
     ]  # fmt: skip
     return charts
@@ -159,18 +159,19 @@ def all_bars(entries: Sequence[Entry]) -> list[Bars]:
 def histograms(entries: Sequence[Entry], measures: Measures) -> list[Histogram]:
     """Draw how sizes and masks are spread over all films, and what was measured over some."""
     drawn = len(measures.grey)
-    some = f"{drawn:,} films drawn at random" if drawn < len(entries) else "all films"
+    some = f"{drawn:,} films drawn at random" if drawn < len(entries) else "All films"
     masked = [entry.mask_quality for entry in entries if entry.mask_source != "none"]
+    widths, heights = [float(e.width) for e in entries], [float(e.height) for e in entries]
+    grey = "0 black, 255 white"
     found = [
-        histogram("Width of the film in the file", (float(e.width) for e in entries), gloss="pixels"),
-        histogram("Height of the film in the file", (float(e.height) for e in entries), gloss="pixels"),
+        histogram("Width of the film in the file", widths, gloss="Pixels"),
+        histogram("Height of the film in the file", heights, gloss="Pixels"),
         histogram("Quality of the lung contour", masked, high=1.0, bins=20,
                   gloss="0 useless, 1 as lungs are: area, two parts, symmetry, free of the border"),
         histogram("Lungs as a share of the film", measures.lungs, gloss=some),
-        histogram("Mean grey of a film", measures.grey, high=255.0,
-                  gloss=f"0 black, 255 white; {some}"),
-        _levels(measures, gloss=f"all pixels, 0 black, 255 white; {some}"),
-        histogram("Size of a stored pixel", measures.spacing, gloss=f"mm, where known; {some}"),
+        histogram("Mean grey of a film", measures.grey, high=255.0, gloss=f"{some}; {grey}"),
+        _levels(measures, gloss=f"{some}, all pixels; {grey}"),
+        histogram("Size of a stored pixel", measures.spacing, gloss=f"{some} of known size; mm"),
     ]  # fmt: skip
     return [one for one in found if one is not None]
 
