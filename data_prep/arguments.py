@@ -1,4 +1,4 @@
-"""The command line of `data_prep.build`, checked before anything is read or written."""
+"""The command line of `data_prep.build`, checked before anything is read; exit codes of all."""
 
 import argparse
 import os
@@ -14,12 +14,16 @@ from data_prep.duplicates import POLICIES
 from data_prep.films import FITS, FRAMES, LUNGS
 from xmae_jax.data.manifest import MANIFEST
 
+USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
+
 
 class UsageError(Exception):
     """The command line asks for something that cannot be; exit code 64."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would exit with code 2."""
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         raise UsageError(message)
@@ -27,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; UsageError says what is wrong with it."""
-    parser = _Parser(prog="python -m data_prep.build", description="raw archive -> shards")
+    parser = Parser(prog="python -m data_prep.build", description="raw archive -> shards")
     parser.add_argument("--input", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--adapter", choices=ADAPTERS, default="plain", help="layout of the input")
