@@ -202,7 +202,7 @@ def _jobs(inputs: Inputs, pool: Executor | None) -> list[Job]:
                 row=row,
                 report=inputs.reports.get(row.study, Report(findings="", impression="")),
                 patient=patient,
-                split=splits.split_of(patient),
+                split=row.split or splits.split_of(patient),
             )
         )
     return jobs

@@ -28,6 +28,7 @@ class Row:
     view: str = ""
     source: str = ""
     mask_source: str = ""
+    split: str = ""
     findings: tuple[float, ...] = (math.nan,) * len(FINDINGS)
 
     @property
@@ -166,6 +167,7 @@ def read_labels(path: Path, root: Path, films: tuple[str, ...]) -> tuple[dict[st
             view=row.get("view", "").strip()[:32],
             source=row.get("source", "").strip(),
             mask_source=row.get("mask_source", "").strip(),
+            split=row.get("split", "").strip(),
             findings=tuple(_finding(path, line, name, row.get(name, "")) for name in FINDINGS),
         )
         if film in rows and repr(rows[film]) != repr(made):  # repr: NaN is not equal to itself

@@ -7,6 +7,7 @@ rectangle is the one of the released code of the paper that this project follows
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Integer, UInt8
@@ -26,6 +27,17 @@ OUTLINES = tuple(
     for outline in _OUTLINES
 )
 
+CHANNELS = ("lungs", "lungs_with_heart")
+"""Two conventions of a contour: without the lung behind the heart, or with most of it."""
+CONVENTIONS = {
+    "montgomery-manual": "lungs",
+    "shenzhen-manual-stirenko": "lungs",
+    "v7-darwin-human": "lungs_with_heart",
+    "phantom-v1": "lungs",
+}
+"""Which one a mask follows, by the name in "given:NAME" or by the film's source."""
+_FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
+
 SEARCH_SIDE = 64  # px, long side of the film while the outline is searched
 SIDE = 128  # px, while it is refined
 WIDTHS = np.linspace(0.5, 0.95, 10)  # of both lungs, as a share of the film
@@ -33,6 +45,19 @@ ASPECTS = (0.8, 0.95, 1.1, 1.3, 1.55)  # width over height of both lungs; 5 % to
 RIM = 0.04  # of the lungs' width: narrow, so as to stay within the chest wall
 # Frontal films score 0.14 and more (1st percentile), laterals and inverted films 0.13 at most.
 MIN_CONTRAST = 0.13
+
+
+def convention(record: dict[str, Any]) -> str | None:
+    """Name the channel whose convention a record's mask follows; None if that is not known."""
+    kind, _, name = record["mask_source"].partition(":")
+    if kind != "given":
+        return None
+    return CONVENTIONS.get(name) or CONVENTIONS.get(record["source"])
+
+
+def is_frontal(view: str) -> bool:
+    """Say whether a view is frontal; one that is not known counts as frontal."""
+    return not view or view.upper().startswith(_FRONTAL)
 
 
 def rectangle(shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from xmae_jax.data import transforms
+from xmae_jax.data.augment import Augment, warp
+from xmae_jax.data.lungs import CHANNELS, convention, is_frontal
 from xmae_jax.data.records import decode_image, decode_mask
 from xmae_jax.data.transforms import WHOLE, Box
 
@@ -58,4 +60,46 @@ class FilmView:
         }
 
 
-VIEWS = {"film": FilmView}
+@dataclasses.dataclass(frozen=True)
+class SegmentView:
+    """A film and what is known of its lungs.
+
+    `image` uint8 [s s 1]; `truth` uint8 [s s 2], the contour in each channel of `data/lungs.py`;
+    `known` bool [2]: a mask tells of the channel whose convention it follows, and a film that is
+    not frontal tells that there is nothing to outline in either.
+    """
+
+    image_size: int
+    augment: Augment | None
+    """How to change the film and its contour together; None shows it as it is."""
+
+    def __call__(
+        self,
+        record: dict[str, Any],
+        rng: np.random.Generator,
+        slots: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Decode and lay out one record."""
+        size = self.image_size
+        pixels, stored = decode_image(record["image"]), record["lung_mask"]
+        truth, known = np.zeros((size, size, 2), np.uint8), np.zeros(2, bool)
+        place = self.augment.place(rng, size) if self.augment else None
+        if not is_frontal(record["view"]):
+            known[:] = True
+        elif stored is not None and (drawn := convention(record)) is not None:
+            channel = CHANNELS.index(drawn)
+            known[channel] = True
+            mask = decode_mask(stored)
+            if place is None:
+                laid = transforms.resize_mask(mask, WHOLE, size)
+            else:
+                laid = warp(mask.view(np.uint8) * np.uint8(255), place, size) >= 128
+            truth[:, :, channel] = laid
+        if self.augment is None or place is None:
+            image = transforms.resize_film(pixels, WHOLE, size)
+        else:
+            image = self.augment.expose(rng, warp(pixels, place, size))
+        return {"image": image[:, :, None], "truth": truth, "known": known}
+
+
+VIEWS = {"film": FilmView, "segment": SegmentView}
