@@ -36,6 +36,7 @@ CONVENTIONS = {
     "phantom-v1": "lungs",
 }
 """Which one a mask follows, by the name in "given:NAME" or by the film's source."""
+OUTER = 0.15  # of the width of both lungs: the part along the chest wall that no heart reaches
 _FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
 
 SEARCH_SIDE = 64  # px, long side of the film while the outline is searched
@@ -53,6 +54,29 @@ def convention(record: dict[str, Any]) -> str | None:
     if kind != "given":
         return None
     return CONVENTIONS.get(name) or CONVENTIONS.get(record["source"])
+
+
+def truths(
+    mask: Bool[np.ndarray, "m m"], region: Bool[np.ndarray, "m m"], *, drawn: str
+) -> tuple[Bool[np.ndarray, "m m 2"], Bool[np.ndarray, "m m 2"]]:
+    """Return what a contour tells of each channel: (inside, unknown); `region` is its hull.
+
+    It tells all of the channel that was drawn, and of the other what both conventions have in
+    common. Lungs without the heart lie inside those with it, which stay within the hull. Lungs with
+    the heart tell what lies outside both, and their outer part is lung, as no heart comes near it.
+    """
+    inside = np.repeat(mask[:, :, None], len(CHANNELS), axis=2)
+    unknown = np.zeros_like(inside)
+    if drawn == "lungs":
+        unknown[:, :, 1] = region & ~mask
+        return inside, unknown
+    columns = np.arange(mask.shape[1])
+    left = region.argmax(axis=1)[:, None]
+    right = region.shape[1] - 1 - region[:, ::-1].argmax(axis=1)[:, None]
+    band = OUTER * region.any(axis=0).sum()
+    outer = np.minimum(columns - left, right - columns) < band
+    unknown[:, :, 0] = mask & ~outer
+    return inside, unknown
 
 
 def is_frontal(view: str) -> bool:

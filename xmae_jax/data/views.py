@@ -9,7 +9,7 @@ import numpy as np
 
 from xmae_jax.data import transforms
 from xmae_jax.data.augment import Augment, warp
-from xmae_jax.data.lungs import CHANNELS, convention, is_frontal
+from xmae_jax.data.lungs import CHANNELS, convention, is_frontal, truths
 from xmae_jax.data.records import decode_image, decode_mask
 from xmae_jax.data.transforms import WHOLE, Box
 
@@ -64,9 +64,8 @@ class FilmView:
 class SegmentView:
     """A film and what is known of its lungs.
 
-    `image` uint8 [s s 1]; `truth` uint8 [s s 2], the contour in each channel of `data/lungs.py`;
-    `known` bool [2]: a mask tells of the channel whose convention it follows, and a film that is
-    not frontal tells that there is nothing to outline in either.
+    `image` uint8 [s s 1]; `truth` and `known` uint8 [s s 2], for each channel of `data/lungs.py`
+    what is inside, and where that is known. A film that is not frontal has nothing to outline.
     """
 
     image_size: int
@@ -80,21 +79,24 @@ class SegmentView:
         slots: dict[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
         """Decode and lay out one record."""
-        size = self.image_size
-        pixels, stored = decode_image(record["image"]), record["lung_mask"]
-        truth, known = np.zeros((size, size, 2), np.uint8), np.zeros(2, bool)
+        pixels, size = decode_image(record["image"]), self.image_size
+        truth, known = np.zeros((2, size, size, 2), np.uint8)
         place = self.augment.place(rng, size) if self.augment else None
-        if not is_frontal(record["view"]):
-            known[:] = True
-        elif stored is not None and (drawn := convention(record)) is not None:
-            channel = CHANNELS.index(drawn)
-            known[channel] = True
-            mask = decode_mask(stored)
+
+        def laid(mask: np.ndarray) -> np.ndarray:
             if place is None:
-                laid = transforms.resize_mask(mask, WHOLE, size)
-            else:
-                laid = warp(mask.view(np.uint8) * np.uint8(255), place, size) >= 128
-            truth[:, :, channel] = laid
+                return transforms.resize_mask(mask, WHOLE, size)
+            return warp(mask.astype(np.uint8) * np.uint8(255), place, size) >= 128
+
+        drawn = convention(record)
+        if not is_frontal(record["view"]):
+            known[:] = 1
+        elif record["lung_mask"] is not None and drawn is not None:
+            contour, region = (decode_mask(record[name]) for name in ("lung_mask", "lung_hull"))
+            inside, unknown = truths(contour, region, drawn=drawn)
+            for c in range(len(CHANNELS)):
+                truth[:, :, c] = laid(inside[:, :, c])
+                known[:, :, c] = ~laid(unknown[:, :, c])
         if self.augment is None or place is None:
             image = transforms.resize_film(pixels, WHOLE, size)
         else:

@@ -1,6 +1,6 @@
 """How well contours agree with those that people drew: Dice and intersection over union.
 
-A pixel counts as inside from a probability of 0.5. Of each film and channel whose truth is known:
+A pixel counts as inside from a probability of 0.5. Of each film and channel whose whole truth is known:
 two empty contours agree in full (1), an empty one with another not at all (0). Means are over
 films, each once.
 """
@@ -68,8 +68,8 @@ class Segmentation:
         """Draw the film, the truth and each channel's contour of each row."""
         panels = []
         for row in rows:
-            known = row["truth"] * row["known"][None, None]
-            shown = {"film": None, "truth": known.max(axis=2) > 0}
+            drawn = row["truth"] * row["known"].all(axis=(0, 1))
+            shown = {"film": None, "truth": drawn.max(axis=2) > 0}
             for c, name in enumerate(CHANNELS):
                 shown[name] = row["probability"][:, :, c] >= 0.5
             panels.append({k: writers.outlined(row["image"], m) for k, m in shown.items()})
@@ -79,7 +79,7 @@ class Segmentation:
 def _lines(row: Row) -> Iterator[Row]:
     source, index = (int(i) for i in row["id"])
     for c, channel in enumerate(CHANNELS):
-        if row["known"][c]:
+        if row["known"][:, :, c].all():
             guess = row["probability"][:, :, c] >= 0.5
             dice, iou = overlap(guess, row["truth"][:, :, c] > 0)
             yield {"source": source, "index": index, "channel": channel, "dice": dice, "iou": iou}

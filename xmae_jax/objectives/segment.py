@@ -2,7 +2,7 @@
 
 Soft Dice of Milletari et al., V-Net (arXiv 1606.04797, section 3), here of each film and channel,
 so that it is a sum over rows. Data sets draw lungs by different conventions (`data/lungs.py`), so
-each is a channel of its own, and a row trains the channels whose truth is known.
+each is a channel of its own, and a row trains the pixels of each whose truth is known.
 """
 
 from __future__ import annotations
@@ -96,15 +96,19 @@ class Segment:
 
     def prepare(self, batch: Batch, rng_key: Key[Array, ""], step: Array) -> Prepared:
         """Weigh each term by the rows that train it; Dice wants a truth that is not empty."""
-        known = batch["known"].astype(bool) & batch["mask"][:, None]  # b c
-        drawn = known & (batch["truth"] > 0).any(axis=(1, 2))  # b c
-        rows = {"bce": known, "dice": drawn}
+        known = (batch["known"] > 0) & batch["mask"][:, None, None, None]  # b h w c
+        rows = {
+            "bce": known.any(axis=(1, 2)),  # b c
+            "dice": (known & (batch["truth"] > 0)).any(axis=(1, 2)),
+        }
         weights = {
             f"{term}_{name}": train[:, c].sum().astype(jnp.float32)
             for term, train in rows.items()
             for c, name in enumerate(CHANNELS)
         }
-        return Prepared({**batch, "train_bce": known, "train_dice": drawn}, weights)
+        return Prepared(
+            {**batch, "known": known, **{f"train_{k}": v for k, v in rows.items()}}, weights
+        )
 
     def logits(self, params: Params, image: Array) -> Float[Array, "b h w c"]:
         """Run the network on uint8 films."""
@@ -119,13 +123,17 @@ class Segment:
         rng_key: Array,
         step: Array,
     ) -> LossOut:
-        """Sum over films the mean cross-entropy of a channel's pixels, and 1 - Dice."""
+        """Sum over films the mean cross-entropy of a channel's known pixels, and 1 - Dice."""
         logits = self.logits(merge(params, frozen), batch["image"])
-        truth = batch["truth"].astype(jnp.float32)  # b h w c
-        bce = optax.sigmoid_binary_cross_entropy(logits, truth).mean(axis=(1, 2))  # b c
+        truth, known = batch["truth"].astype(jnp.float32), batch["known"]  # b h w c
+
+        def over(x: Array) -> Array:
+            return jnp.where(known, x, 0.0).sum(axis=(1, 2))  # b c
+
+        pixels = jnp.maximum(over(jnp.ones_like(truth)), 1.0)
+        bce = over(optax.sigmoid_binary_cross_entropy(logits, truth)) / pixels
         p = jax.nn.sigmoid(logits)
-        total = p.sum(axis=(1, 2)) + truth.sum(axis=(1, 2))  # b c
-        dice = 1.0 - 2.0 * (p * truth).sum(axis=(1, 2)) / (total + 1e-6)
+        dice = 1.0 - 2.0 * over(p * truth) / (over(p + truth) + 1e-6)
         values = {"bce": bce, "dice": dice}
         means = {
             f"{term}_{name}": metrics.mean_of(value[:, c], batch[f"train_{term}"][:, c])
