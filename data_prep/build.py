@@ -33,9 +33,9 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from data_prep import splits
+from data_prep.contours import LUNGS, RETROCARDIAC
 from data_prep.films import (
     FITS,
-    LUNGS,
     Job,
     Outcome,
     Shard,
@@ -74,6 +74,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=1280, help="side of a stored film in pixels")
     parser.add_argument("--fit", choices=FITS, default="pad")
     parser.add_argument("--lungs", choices=LUNGS, default="auto")
+    parser.add_argument(
+        "--retrocardiac",
+        choices=RETROCARDIAC,
+        default="exclude",
+        help="the lung behind the heart, in the model's contours",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--name", default="films", help="of the data set, in the shards' names")
     parser.add_argument("--key", type=Path, metavar="FILE", help="of the ids; made if absent")
@@ -132,7 +138,9 @@ def build(options: argparse.Namespace) -> str:
     )
     if not inputs.films:
         raise DataError(f"{options.input}: no files")
-    settings = {name: getattr(options, name) for name in ("fit", "lungs", "name", "size")}
+    settings = {
+        name: getattr(options, name) for name in ("fit", "lungs", "name", "retrocardiac", "size")
+    }
     settings["key_fingerprint"] = splits.fingerprint(key)
     with _pool(options.workers) as pool:
         if options.output.exists() and any(options.output.iterdir()):
@@ -225,6 +233,7 @@ def _write(
                 size=options.size,
                 fit=options.fit,
                 lungs=options.lungs,
+                retrocardiac=options.retrocardiac,
                 key=key,
             )
             plan.append((split, shard))

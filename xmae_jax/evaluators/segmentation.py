@@ -1,8 +1,8 @@
 """How well contours agree with those that people drew: Dice and intersection over union.
 
-A pixel counts as inside from a probability of 0.5. Of each film and channel whose whole truth is known:
-two empty contours agree in full (1), an empty one with another not at all (0). Means are over
-films, each once.
+A pixel counts as inside from a probability of 0.5. Films count in each channel of which all the
+truth is known: two empty contours agree in full (1), an empty one with another not at all (0).
+Means are over films, each once.
 """
 
 from __future__ import annotations
@@ -14,23 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from xmae_jax import writers
+from xmae_jax.data.lungs import CHANNELS, dice
 
 Row = dict[str, Any]
 Splits = dict[str, Callable[[], Iterable[Row]]]
 
-CHANNELS = ("lungs", "lungs_with_heart")
 EMPTY_RULE = "two empty contours count 1, one empty 0"
-
-
-def overlap(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
-    """Return (Dice, intersection over union)."""
-    both, either = int((a & b).sum()), int((a | b).sum())
-    if not either:
-        return 1.0, 1.0
-    return 2 * both / (both + either), both / either
 
 
 class Segmentation:
@@ -80,14 +71,15 @@ def _lines(row: Row) -> Iterator[Row]:
     source, index = (int(i) for i in row["id"])
     for c, channel in enumerate(CHANNELS):
         if row["known"][:, :, c].all():
-            guess = row["probability"][:, :, c] >= 0.5
-            dice, iou = overlap(guess, row["truth"][:, :, c] > 0)
-            yield {"source": source, "index": index, "channel": channel, "dice": dice, "iou": iou}
+            guess, truth = row["probability"][:, :, c] >= 0.5, row["truth"][:, :, c] > 0
+            value = dice(guess, truth) if guess.any() or truth.any() else 1.0
+            line = {"source": source, "index": index, "channel": channel}
+            yield {**line, "dice": value, "iou": value / (2 - value)}
 
 
 def _csv(lines: list[Row]) -> str:
     text = io.StringIO()
-    names = ("source", "index", "channel", "dice", "iou")
+    names: list[str] = ["source", "index", "channel", "dice", "iou"]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for line in lines:

@@ -8,6 +8,7 @@ Ronneberger et al., U-Net (arXiv 1505.04597). Differs from it in that pixels com
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +46,12 @@ class ConvBlock(nnx.Module):
     """Two 3 x 3 convolutions, each with a group norm and a ReLU."""
 
     def __init__(self, inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        for i, channels in enumerate((inputs, width), start=1):
-            conv = nnx.Conv(channels, width, (3, 3), use_bias=False, dtype=dtype, rngs=rngs)
-            norm = nnx.GroupNorm(
-                width, num_groups=None, group_size=GROUP, epsilon=1e-5, dtype=dtype, rngs=rngs
-            )
-            setattr(self, f"conv{i}", conv)
-            setattr(self, f"norm{i}", norm)
+        conv = partial(nnx.Conv, kernel_size=(3, 3), use_bias=False, dtype=dtype, rngs=rngs)
+        norm = partial(
+            nnx.GroupNorm, num_groups=None, group_size=GROUP, epsilon=1e-5, dtype=dtype, rngs=rngs
+        )
+        self.conv1, self.norm1 = conv(inputs, width), norm(width)
+        self.conv2, self.norm2 = conv(width, width), norm(width)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w d"]:
         x = jax.nn.relu(self.norm1(self.conv1(x)))
