@@ -124,6 +124,18 @@ def contour_of(
     return cv2.resize(clean, shape[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5
 
 
+def certainty(probability: Float32[np.ndarray, "m m"]) -> float:
+    """Rate from 0 to 1 how sure a model is of what it counts as inside.
+
+    In full from a mean distance of 0.7 to even odds (of 1), which the least clear frontal films
+    reach; masks, textures and turned films that look like lungs to the model mostly do not.
+    """
+    inside = probability[probability >= 0.5]
+    if not inside.size:
+        return 0.0
+    return float(np.clip((np.mean(2 * inside - 1) - 0.5) / 0.2, 0, 1))
+
+
 def dice(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
     """Return how far two masks agree, from 0 to 1; two empty ones do not."""
     total = int(a.sum()) + int(b.sum())
