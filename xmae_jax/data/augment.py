@@ -58,23 +58,21 @@ class Augment:
         self, rng: np.random.Generator, pixels: UInt8[np.ndarray, "h w"]
     ) -> UInt8[np.ndarray, "h w"]:
         """Change grey values."""
-        x = pixels.astype(np.float32) / 255
-        h, w = x.shape
-        if self.haze and rng.uniform() < 0.5:
-            coarse = rng.standard_normal((4, 4)).astype(np.float32)
-            cloud = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
-            cloud = np.clip(cloud, 0, 1) * rng.uniform(0, self.haze)
-            x = x + (1 - x) * cloud
-        x = np.clip(x, 0, 1) ** np.exp(rng.uniform(-1, 1) * self.gamma)
         gain = 1 - rng.uniform() * self.contrast
-        x = x * gain + rng.uniform() * (1 - gain)
+        table = np.linspace(0, 1, 256) ** np.exp(rng.uniform(-1, 1) * self.gamma)
+        table = table * gain + rng.uniform() * (1 - gain)
+        x = cv2.LUT(pixels, table.astype(np.float32))
+        if self.haze and rng.uniform() < 0.5:
+            coarse = np.clip(rng.standard_normal((4, 4)), 0, 1) * rng.uniform(0, self.haze)
+            cloud = cv2.resize(coarse.astype(np.float32), x.shape[::-1])
+            x += (1 - x) * cloud
         if self.blur and rng.uniform() < 0.3:
             x = cv2.GaussianBlur(x, (0, 0), 0.3 + rng.uniform() * self.blur)
-        noise = np.float32(rng.uniform() * self.noise)
-        x = x + noise * rng.standard_normal(x.shape, dtype=np.float32)
-        if rng.uniform() < self.invert:
-            x = 1 - x
-        return (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
+        if self.noise:
+            x += rng.uniform(0, self.noise) * rng.standard_normal(x.shape, dtype=np.float32)
+        x *= 255
+        grey = cv2.convertScaleAbs(np.maximum(x, 0, out=x))  # rounds, and stops at 255
+        return ~grey if rng.uniform() < self.invert else grey
 
 
 def warp(
