@@ -12,7 +12,7 @@ from xmae_jax.data import lungs
 from xmae_jax.models.unet import UNetConfig
 from xmae_jax.objectives import segment
 from xmae_jax.objectives.segment import Segment
-from xmae_jax.optim import Optimizer, OptimConfig
+from xmae_jax.optim import OptimConfig, Optimizer
 from xmae_jax.step import gradient, init_state
 from xmae_jax.typing import Objective
 

@@ -13,7 +13,6 @@ from data_prep.phantoms import draw
 from tests.runs import finish
 from xmae_jax.data.film import read_film, read_mask
 from xmae_jax.data.lungs import contour_of, dice
-from xmae_jax.tasks import lungs
 from xmae_jax.tasks.lungs import WEIGHTS, WeightsError, export_lung_model, load_lung_model
 
 
