@@ -14,6 +14,7 @@ from data_prep.contours import LUNGS, RETROCARDIAC
 from data_prep.duplicates import POLICIES
 from data_prep.films import FITS, FRAMES
 from xmae_jax.data.manifest import MANIFEST
+from xmae_jax.data.records import CODECS
 
 USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
 
@@ -42,6 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reports", type=Path, metavar="CSV", help="default: INPUT/reports.csv")
     parser.add_argument("--size", type=int, default=1280, help="side of a stored film in pixels")
     parser.add_argument("--fit", choices=FITS, default="pad")
+    parser.add_argument("--codec", choices=CODECS, default="jpeg", help="of stored films")
     parser.add_argument("--lungs", choices=LUNGS, default="auto")
     parser.add_argument("--retrocardiac", choices=RETROCARDIAC, default="exclude",
                         help="the lung behind the heart, in the model's contours")  # fmt: skip

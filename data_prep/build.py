@@ -54,6 +54,7 @@ from xmae_jax.data.records import FINDINGS, Report
 
 _STORED = (
     "adapter",
+    "codec",
     "duplicates",
     "fit",
     "frames",
@@ -108,6 +109,7 @@ def build(options: argparse.Namespace) -> str:
                 "labels": list(FINDINGS),
                 "size": options.size,
                 "fit": options.fit,
+                "codec": options.codec,
                 "generator": _generator(options.input),
                 "versions": dict(recipe.versions),
                 "arguments": arguments,
