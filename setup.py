@@ -7,7 +7,9 @@ REQUIRES = [
     "array_record",  # the shard format: chunk hashes, random access
     "flax",  # NNX modules
     "grain",  # the loader: ordered, threaded, any number of workers
+    "imagehash",  # perceptual hashes: near copies of films
     "importlib_resources",  # tensorflow-datasets needs it and does not declare it
+    "Jinja2",  # report.html: a template in which every value is escaped
     "jax>=0.10,<0.13",  # 0.10 is the newest for Python 3.11
     "jaxtyping",  # shapes in signatures; checked in the tests, free otherwise
     "ml-collections",  # configs
@@ -32,6 +34,7 @@ EXTRAS = {
     # DICOM transfer syntaxes beyond the uncompressed ones: JPEG 2000, JPEG-LS, JPEG.
     # Nothing under the GPL: pylibjpeg-libjpeg is not here for that reason.
     "dicom": ["pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm"],
+    "beam": ["apache-beam"],  # builds on many machines: Dataflow, Spark, Flink
     # What benchmarks/ compares with; nothing else imports them.
     "bench": [
         "torch",  # the DataLoader and the training step beside ours
@@ -59,6 +62,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["xmae_jax*", "data_prep*"]),
+    package_data={"data_prep": ["templates/*.html"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -69,6 +69,9 @@ def get_config() -> ConfigDict:
                 # rows so lost stay below this share.
                 bad_records="fail",
                 max_bad_share=1e-3,
+                # A patient, a film or a near copy of one that is both trained and evaluated on, or
+                # sets whose patients cannot be compared: exit 65, or "allow" and say so in results.
+                leaks="refuse",
             ),
             # Deviations above the mean of the last 128 steps at which a step is left out (OLMo-core
             # and MaxText: 6); None never does. Seconds without a sign of life that end a run:

@@ -14,107 +14,55 @@ Exit codes: 0 done, 64 usage, 65 bad data, 73 another build is writing this outp
 import argparse
 import contextlib
 import csv
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
 import os
-import re
+import shlex
 import shutil
 import sys
+import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
 from data_prep import splits
-from data_prep.films import (
-    FITS,
-    LUNGS,
-    Job,
-    Outcome,
-    Shard,
-    build_shard,
-    digest_film,
-    patients_of,
+from data_prep.adapters import ADAPTERS
+from data_prep.arguments import (
+    BAD_DATA,
+    DISK,
+    INTERRUPTED,
+    LOCKED,
+    USAGE,
+    UsageError,
+    directory_of,
+    parse_arguments,
 )
-from data_prep.inputs import Inputs, Row, digest_of, scan, sha256_of
-from xmae_jax.data import records
-from xmae_jax.data.manifest import FORMAT, MANIFEST, describe, load_manifest, write_manifest
-from xmae_jax.data.processes import die_with_parent
-from xmae_jax.data.records import FINDINGS, DataError, Report
+from data_prep.films import Job, Settings, patients_of
+from data_prep.finish import REJECTED, Policy, finish
+from data_prep.inputs import Inputs, Row, digest_of, sha256_of
+from data_prep.parts import Part, Recipe, Workers, build_part, digest_job, plan_parts
+from data_prep.sandbox import Sandbox
+from xmae_jax.data.film import FilmError
+from xmae_jax.data.index import INDEX, Index, read_index
+from xmae_jax.data.manifest import FORMAT, MANIFEST, DataError, load_manifest, write_manifest
+from xmae_jax.data.records import FINDINGS, Report
 
-USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
+_STORED = (
+    "adapter",
+    "duplicates",
+    "fit",
+    "frames",
+    "licences",
+    "lungs",
+    "name",
+    "size",
+)  # arguments, in the manifest
 _PACKAGES = ("array_record", "numpy", "pillow", "pydicom", "scikit-image", "tensorflow-datasets")
-
-
-class UsageError(Exception):
-    """The command line asks for something that cannot be; exit code 64."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        raise UsageError(message)
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; UsageError says what is wrong with it."""
-    parser = _Parser(prog="python -m data_prep.build", description="raw archive -> shards")
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--masks", type=Path, metavar="DIR", help="default: INPUT/lung_masks")
-    parser.add_argument("--labels", type=Path, metavar="CSV", help="default: INPUT/labels.csv")
-    parser.add_argument("--reports", type=Path, metavar="CSV", help="default: INPUT/reports.csv")
-    parser.add_argument("--size", type=int, default=1280, help="side of a stored film in pixels")
-    parser.add_argument("--fit", choices=FITS, default="pad")
-    parser.add_argument("--lungs", choices=LUNGS, default="auto")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
-    parser.add_argument("--name", default="films", help="of the data set, in the shards' names")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="of the ids; made if absent")
-    parser.add_argument("--id-map", type=Path, metavar="FILE", help="write stored id -> input path")
-    options = parser.parse_args(arguments)
-    _check(options)
-    return options
-
-
-def _check(options: argparse.Namespace) -> None:
-    if not options.input.is_dir():
-        raise UsageError(f"--input {options.input}: no such folder")
-    for name in ("masks", "labels", "reports"):
-        path = getattr(options, name)
-        if path is not None and not (path.is_dir() if name == "masks" else path.is_file()):
-            raise UsageError(f"--{name} {path}: not there")
-    if not 64 <= options.size <= 4096:
-        raise UsageError(f"--size {options.size}: 64 to 4096 pixels")
-    if options.workers < 1:
-        raise UsageError(f"--workers {options.workers}: at least 1")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", options.name):
-        raise UsageError(f"--name {options.name!r}: lower-case letters, digits and _")
-    _check_places(options)
-
-
-def _check_places(options: argparse.Namespace) -> None:
-    """Refuse an output among the inputs, and secrets in the output."""
-    output, source = options.output.resolve(), options.input.resolve()
-    if options.output.exists() and not options.output.is_dir():
-        raise UsageError(f"--output {options.output}: not a folder")
-    films = source / "images" if (source / "images").is_dir() else source
-    if source.is_relative_to(output) or output.is_relative_to(films):
-        raise UsageError(f"--output {options.output}: must lie outside the input")
-    options.key = options.key or splits.default_key_path()
-    for name in ("key", "id_map"):
-        path = getattr(options, name)
-        inside = (output, output.with_name(output.name + ".incomplete"))
-        if path is not None and any(map(path.resolve().is_relative_to, inside)):
-            raise UsageError(f"--{name.replace('_', '-')} {path}: must not lie inside the output")
-    if options.id_map is not None and not options.id_map.resolve().parent.is_dir():
-        raise UsageError(f"--id-map {options.id_map}: no such folder")
 
 
 def build(options: argparse.Namespace) -> str:
@@ -127,60 +75,118 @@ def build(options: argparse.Namespace) -> str:
         key = splits.load_key(options.key)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    inputs = scan(
+    inputs = ADAPTERS[options.adapter](
         options.input, masks=options.masks, labels=options.labels, reports=options.reports
     )
+    inputs = _licensed(inputs, options.licences)
+    for note in inputs.notes:
+        print(f"note: {note}")
     if not inputs.films:
-        raise DataError(f"{options.input}: no files")
-    settings = {name: getattr(options, name) for name in ("fit", "lungs", "name", "size")}
-    settings["key_fingerprint"] = splits.fingerprint(key)
-    with _pool(options.workers) as pool:
-        if options.output.exists() and any(options.output.iterdir()):
-            _compare(options, settings, pool, inputs)
-            summary = f"{options.output}: up to date, nothing changed"
-        else:
-            with _incomplete(options.output) as work:
-                manifest = _write(work, options, key=key, inputs=inputs, pool=pool)
-                metadata = records.write_tfds_metadata(
-                    work, name=options.name, files=manifest["files"], labels=len(FINDINGS)
-                )
-                write_manifest(work, {**manifest, "metadata": metadata, "arguments": settings})
-            summary = _summary(manifest, inputs, time.monotonic() - started)
+        raise DataError(f"{options.input}: no files that may be read")
+    policy = Policy(
+        duplicates=options.duplicates,
+        exclude=tuple(one for path in options.exclude for one in _excluded(path)),
+        allow_other_keys=options.allow_other_keys,
+        key=splits.fingerprint(key),
+    )
+    arguments = json.loads(json.dumps({name: getattr(options, name) for name in _STORED}))
+    arguments["exclude"] = sorted(
+        load_manifest(directory_of(path))["metadata"][INDEX] for path in options.exclude
+    )
+    arguments["key_fingerprint"] = policy.key
+    recipe = _recipe(options)
+    if options.output.exists() and any(options.output.iterdir()):
+        with Workers(options.workers) as workers:
+            _compare(options, arguments, workers, inputs)
+        summary = f"{options.output}: up to date, nothing changed"
+    else:
+        with _incomplete(options.output) as work:
+            parts = _run(work, options, recipe, inputs)
+            about = {
+                "name": options.name,
+                "labels": list(FINDINGS),
+                "size": options.size,
+                "fit": options.fit,
+                "generator": _generator(options.input),
+                "versions": dict(recipe.versions),
+                "arguments": arguments,
+            }
+            manifest, digests = finish(
+                work / "final", parts, refused=inputs.refused, policy=policy, about=about
+            )
+            manifest["inputs"] = _inputs_digest(inputs, digests)
+            write_manifest(work / "final", manifest)
+        summary = _summary(manifest, inputs, time.monotonic() - started)
     if options.id_map is not None:
         _write_id_map(options.id_map, options, key, inputs)
     return summary
 
 
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[Executor | None]:
-    """Start worker processes; None stands for this process."""
-    if workers == 1:
-        yield None
-        return
-    # Spawned, not forked: a fork would copy whatever threads the caller runs.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
-        yield pool
+def _recipe(options: argparse.Namespace) -> Recipe:
+    names = [field.name for field in dataclasses.fields(Settings)]
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    versions = tuple((name, importlib.metadata.version(name)) for name in _PACKAGES)
+    return Recipe(settings, options.key.resolve(), versions)
 
 
-def _map(pool: Executor | None, function: Any, items: Sequence[Any], label: str) -> list[Any]:
-    """Apply a function to every item, in order of the items, with a progress bar on a terminal."""
-    bar = tqdm(total=len(items), desc=label, disable=None, leave=False)
-    with bar:
-        if pool is None:
-            made = []
-            for item in items:
-                made.append(function(item))
-                bar.update()
-            return made
-        futures: list[Future] = [pool.submit(function, item) for item in items]
-        for future in as_completed(futures):
-            future.result()
-            bar.update()
-        return [future.result() for future in futures]
+def _licensed(inputs: Inputs, licences: tuple[str, ...] | None) -> Inputs:
+    """Leave out films, and masks, that are not of these licences; None takes all."""
+    if licences is None:
+        return inputs
+    rows, empty = inputs.rows, Row()
+    films = [film for film in inputs.films if rows.get(film, empty).licence in licences]
+    masks = {
+        film: mask
+        for film, mask in inputs.masks.items()
+        if rows.get(film, empty).mask_licence in licences
+    }
+    others = dict.fromkeys(set(inputs.films) - set(films), "licence not among those asked for")
+    return dataclasses.replace(
+        inputs, films=tuple(films), masks=masks, refused={**inputs.refused, **others}
+    )
 
 
-def _jobs(inputs: Inputs, pool: Executor | None) -> list[Job]:
+def _excluded(path: Path) -> list[Index]:
+    return [*read_index(directory_of(path)).values()]
+
+
+def _run(work: Path, options: argparse.Namespace, recipe: Recipe, inputs: Inputs) -> list[Part]:
+    """Make all parts that are not there yet; return all."""
+    with Workers(options.workers) as workers:
+        parts = plan_parts(work / "parts", _jobs(inputs, workers))
+        planned = {path for part in parts for path in (part.path, part.notes)}
+        (work / "parts").mkdir(exist_ok=True)
+        for path in (work / "parts").iterdir():
+            if path not in planned:
+                path.unlink()
+        if options.runner == "beam":
+            _beam().run(parts, recipe, options=shlex.split(options.beam_options))
+            return parts
+        films = sum(len(part.jobs) for part in parts)
+        bar = tqdm(total=films, desc="films", unit="file", disable=None, leave=False)
+        lock, rejects = threading.Lock(), 0
+
+        def tell(done: int, rejected: int) -> None:
+            nonlocal rejects
+            with lock:
+                rejects += rejected
+                bar.set_postfix(rejected=rejects, refresh=False)
+                bar.update(done)
+
+        with bar:
+            workers.map(lambda part, box: build_part(part, recipe, box, tell=tell), parts)
+    return parts
+
+
+def _beam() -> Any:
+    try:
+        from data_prep import beam  # slow to import, and only this runner needs it
+    except ImportError:
+        raise UsageError("--runner beam: needs Apache Beam (extra [beam])") from None
+    return beam
+
+
+def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
     """Join each film with its tables; a patient known to DICOM only is read from the header."""
     empty = Row()
     unknown = [film for film in inputs.films if not inputs.rows.get(film, empty).patient]
@@ -188,7 +194,7 @@ def _jobs(inputs: Inputs, pool: Executor | None) -> list[Job]:
         [inputs.root / film for film in unknown[start : start + 256]]
         for start in range(0, len(unknown), 256)
     ]
-    found = _map(pool, patients_of, chunks, "headers")
+    found = workers.map(_patients, chunks)
     patients = dict(zip(unknown, (name for names in found for name in names), strict=True))
     jobs = []
     for film in inputs.films:
@@ -202,89 +208,20 @@ def _jobs(inputs: Inputs, pool: Executor | None) -> list[Job]:
                 row=row,
                 report=inputs.reports.get(row.study, Report(findings="", impression="")),
                 patient=patient,
-                split=splits.split_of(patient),
+                split=row.split or splits.split_of(patient),
             )
         )
     return jobs
 
 
-def _write(
-    work: Path, options: argparse.Namespace, *, key: bytes, inputs: Inputs, pool: Executor | None
-) -> dict[str, Any]:
-    """Write all shards and rejected.csv into `work`; return the manifest so far."""
-    jobs = {job.film: job for job in _jobs(inputs, pool)}
-    if len({splits.keyed_id(key, "film", film) for film in jobs}) < len(jobs):
-        raise DataError("two films have one id: use another key")
-    plan = []
-    for split in records.SPLITS:
-        members = [film for film in jobs if jobs[film].split == split]
-        for index, part in enumerate(splits.shards(members)):
-            shard = Shard(
-                path=work / f"part-{os.getpid()}-{split}-{index:05d}",
-                jobs=tuple(jobs[film] for film in part),
-                size=options.size,
-                fit=options.fit,
-                lungs=options.lungs,
-                key=key,
-            )
-            plan.append((split, shard))
-    outcomes = _map(pool, build_shard, [shard for _, shard in plan], "shards")
-    rejected = sorted(pair for outcome in outcomes for pair in outcome.rejected)
-    _write_rejected(work / "rejected.csv", rejected)
-    if not any(outcome.records for outcome in outcomes):
-        reasons = Counter(reason for _, reason in rejected).most_common(3)
-        told = ", ".join(f"{reason} ({count})" for reason, count in reasons)
-        raise DataError(f"{options.input}: all {len(rejected)} files were rejected: {told}")
-    files = _name_shards(work, options.name, plan, outcomes)
-    digests = {film: digest for outcome in outcomes for film, digest in outcome.digests.items()}
-    return {
-        "name": options.name,
-        "labels": list(FINDINGS),
-        "size": options.size,
-        "fit": options.fit,
-        "files": files,
-        "counts": _counts(files, plan, outcomes, len(rejected)),
-        "inputs": _inputs_digest(inputs, digests),
-        "generator": _generator(options.input),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    }
-
-
-def _name_shards(
-    work: Path, name: str, plan: list[tuple[str, Shard]], outcomes: list[Outcome]
-) -> list[dict[str, Any]]:
-    """Number the shards that hold a record as TFDS does, and remove the others."""
-    files = []
-    for split in records.SPLITS:
-        kept = []
-        for (of_split, shard), outcome in zip(plan, outcomes, strict=True):
-            if of_split == split and outcome.records:
-                kept.append((shard, outcome))
-            elif of_split == split:
-                shard.path.unlink()
-        for index, (shard, outcome) in enumerate(kept):
-            final = work / records.shard_name(name, split=split, index=index, total=len(kept))
-            shard.path.rename(final)
-            files.append(describe(final, split=split, records=outcome.records))
-    return files
-
-
-def _counts(
-    files: list[dict[str, Any]],
-    plan: list[tuple[str, Shard]],
-    outcomes: list[Outcome],
-    rejected: int,
-) -> dict[str, Any]:
-    by_split: Counter[str] = Counter()
-    for entry in files:
-        by_split[entry["split"]] += entry["records"]
-    masks = Counter(source for outcome in outcomes for source in outcome.mask_sources)
-    return {
-        "films": sum(by_split.values()),
-        "rejected": rejected,
-        "splits": dict(by_split),
-        "masks": dict(sorted(masks.items())),
-    }
+def _patients(paths: list[Path], sandbox: Sandbox) -> list[str]:
+    """Read the patients of many files at once; one by one where one of them stops the others."""
+    try:
+        return sandbox.call(patients_of, paths)
+    except FilmError:
+        if len(paths) == 1:
+            return [""]
+        return [name for path in paths for name in _patients([path], sandbox)]
 
 
 def _inputs_digest(inputs: Inputs, digests: dict[str, str]) -> str:
@@ -305,21 +242,18 @@ def _generator(folder: Path) -> dict[str, Any]:
 
 
 def _compare(
-    options: argparse.Namespace,
-    settings: dict[str, Any],
-    pool: Executor | None,
-    inputs: Inputs,
+    options: argparse.Namespace, arguments: dict[str, Any], workers: Workers, inputs: Inputs
 ) -> None:
     """Check that an existing output is what this command would write; UsageError if not."""
     if not (options.output / MANIFEST).is_file():
         raise UsageError(f"--output {options.output}: not empty, and no data set")
     manifest = load_manifest(options.output)
-    for name, value in settings.items():
+    for name, value in arguments.items():
         there = manifest.get("arguments", {}).get(name)
         if there != value:
             raise UsageError(f"{options.output} was built with {name}={there!r}, not {value!r}")
-    jobs = _jobs(inputs, pool)
-    digests = _map(pool, digest_film, jobs, "checking")
+    jobs = _jobs(inputs, workers)
+    digests = workers.map(lambda job, _: digest_job(job), jobs)
     found = _inputs_digest(
         inputs, {job.film: digest for job, digest in zip(jobs, digests, strict=True)}
     )
@@ -329,16 +263,22 @@ def _compare(
 
 @contextlib.contextmanager
 def _incomplete(output: Path) -> Iterator[Path]:
-    """Give a locked folder beside the output that takes its name once all went well."""
-    work = output.with_name(output.name + ".incomplete")
-    work.mkdir(parents=True, exist_ok=True)
+    """Give a locked folder beside the output, whose `final` takes its name once all went well.
+
+    Parts that a run before this one made are still in it.
+    """
+    work = output.with_name(output.name + ".incomplete").resolve()
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)  # its notes name input files
     handle = os.open(work, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for path in work.iterdir():  # of a run that was killed
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in work.iterdir():
+            if path.name != "parts":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (work / "final").mkdir()
         yield work
-        work.rename(output)
+        (work / "final").rename(output)
+        shutil.rmtree(work)
     except (DataError, UsageError):
         shutil.rmtree(work)
         raise
@@ -346,14 +286,9 @@ def _incomplete(output: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _write_rejected(path: Path, rejected: list[tuple[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("file", "reason"), *rejected])
-
-
 def _write_id_map(path: Path, options: argparse.Namespace, key: bytes, inputs: Inputs) -> None:
     """Write stored id -> input path for the films that were kept, readable by the owner only."""
-    with (options.output / "rejected.csv").open(
+    with (options.output / REJECTED).open(
         newline="", encoding="utf-8", errors="surrogateescape"
     ) as file:
         rejected = {row["file"] for row in csv.DictReader(file)}
@@ -379,6 +314,10 @@ def _summary(manifest: dict[str, Any], inputs: Inputs, seconds: float) -> str:
         line += f", {inputs.orphans} rows of labels without a film"
     if inputs.rows and len(inputs.rows) < len(inputs.films):
         line += f", {len(inputs.films) - len(inputs.rows)} films without a row of labels"
+    across = counts["duplicates_across_splits"]
+    if across:
+        told = " and ".join(f"{count} {kind}" for kind, count in across.items())
+        line += f", {told} pairs across splits (see duplicates.csv; --duplicates=drop)"
     empty = [name for name in ("train", "val", "test") if not counts["splits"].get(name)]
     if empty:
         line += f", no patient fell into {' and '.join(empty)}: few patients"
@@ -401,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("data_prep.build: stopped; the output was not written", file=sys.stderr)
         return INTERRUPTED
-    except (OSError, BrokenProcessPool) as error:
+    except OSError as error:
         print(f"data_prep.build: {type(error).__name__}: {error}", file=sys.stderr)
         return DISK
     return 0

@@ -1,7 +1,7 @@
-"""One input file to one record, and a list of them to one shard: what the workers run."""
+"""One input file to one record: what runs in the processes that read files."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +9,17 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from data_prep.inputs import Row, sha256_of
+from data_prep.given import Mask, given_name, read_given
+from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
-from xmae_jax.data.film import Film, FilmError, dicom_ids, read_film, read_mask
+from xmae_jax.data.film import Film, FilmError, dicom_ids, read_film
+from xmae_jax.data.index import Entry, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import heuristic_lungs, hull, mask_quality, rectangle
-from xmae_jax.data.records import MASK_SIDE, Record, Report
+from xmae_jax.data.records import FINDINGS, MASK_SIDE, Record, Report
 
 FITS = ("pad", "squash")
+FRAMES = ("refuse", "first")
 LUNGS = ("auto", "given", "heuristic", "rectangle", "none")
 _FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
 
@@ -27,7 +30,7 @@ class Job:
 
     film: str  # path relative to the folder of films; what the id is made of
     path: Path
-    mask: Path | None
+    mask: Mask | None
     row: Row
     report: Report
     patient: str  # raw
@@ -35,79 +38,54 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One shard to be written; its bytes depend on nothing else."""
+class Settings:
+    """How films become records; with the inputs, all that the bytes of a shard depend on."""
 
-    path: Path
-    jobs: tuple[Job, ...]
     size: int
     fit: str
     lungs: str
-    key: bytes
+    frames: str
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a shard's inputs."""
+class Made:
+    """A record, and what is told of it elsewhere."""
 
-    records: int
-    mask_sources: tuple[str, ...]  # of the kept films, in order
-    rejected: tuple[tuple[str, str], ...]  # film, reason
-    digests: dict[str, str]  # film -> digest of its files
-
-
-def build_shard(shard: Shard) -> Outcome:
-    """Read, convert and write the films of one shard, holding one at a time."""
-    sources: list[str] = []
-    rejected: list[tuple[str, str]] = []
-    digests: dict[str, str] = {}
-
-    def made() -> Iterator[Record]:
-        for job in shard.jobs:
-            digests[job.film] = digest_film(job)
-            try:
-                record = make_record(job, shard)
-            except FilmError as error:
-                rejected.append((job.film, error.reason))
-                continue
-            sources.append(record["mask_source"])
-            yield record
-
-    count = records.write_shard(shard.path, made())
-    return Outcome(count, tuple(sources), tuple(rejected), digests)
+    example: bytes  # the record as it is stored
+    entry: Entry
+    labels: dict[str, int]  # finding -> 1, 0 or -1, where known
 
 
-def patients_of(paths: list[Path]) -> list[str]:
+def prepare() -> None:
+    """Get a process ready to make records."""
+
+
+def patients_of(paths: Iterable[Path]) -> list[str]:
     """Read the raw patient ids of files from their DICOM headers; empty where there is none."""
     return [dicom_ids(path)[0] for path in paths]
 
 
-def digest_film(job: Job) -> str:
-    """Hash a film's file and its mask's."""
-    return f"{sha256_of(job.path)} {sha256_of(job.mask) if job.mask else ''}"
-
-
-def make_record(job: Job, shard: Shard) -> Record:
+def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
-    film = read_film(job.path)
+    film = read_film(job.path, frames=settings.frames)
     view = job.row.view or film.view
-    pixels, box = square_film(film.pixels, size=shard.size, fit=shard.fit)
+    pixels, box = square_film(film.pixels, size=settings.size, fit=settings.fit)
     mask, source = find_lungs(
-        film.pixels, job, lungs=shard.lungs, view=view if film.chest else "OTHER"
+        film.pixels, job, lungs=settings.lungs, view=view if film.chest else "OTHER"
     )
-    stored = None if mask is None else square_mask(mask, box=box, size=shard.size)
+    stored = None if mask is None else square_mask(mask, box=box, size=settings.size)
     if stored is None or not stored.any():  # a few pixels may vanish on the way
         stored, source = None, "none"
     alone = f"film:{job.film}"  # a film of no known study is a study of its own
-    return Record(
+    record = Record(
         image=records.encode_image(pixels),
         lung_mask=None if stored is None else records.encode_mask(stored),
         lung_hull=None if stored is None else records.encode_mask(hull(stored)),
         mask_source=source,
         mask_quality=0.0 if stored is None else mask_quality(stored),
-        id=keyed_id(shard.key, "film", job.film),
-        patient=keyed_id(shard.key, "patient", job.patient),
-        study=keyed_id(shard.key, "study", job.row.study or film.study or alone),
+        id=keyed_id(key, "film", job.film),
+        patient=keyed_id(key, "patient", job.patient),
+        study=keyed_id(key, "study", job.row.study or film.study or alone),
         view=view,
         source=job.row.source,
         split=job.split,
@@ -116,6 +94,30 @@ def make_record(job: Job, shard: Shard) -> Record:
         spacing=_stored_spacing(film, box),
         original_size=np.array(film.original_size, np.int32),
         valid_box=np.array(box, np.int32),
+    )
+    known = zip(FINDINGS, job.row.findings, strict=True)
+    labels = {name: int(value) for name, value in known if not math.isnan(value)}
+    return Made(records.encode(record), _entry(record, film), labels)
+
+
+def _entry(record: Record, film: Film) -> Entry:
+    return Entry(
+        id=record["id"],
+        patient=record["patient"],
+        study=record["study"],
+        split=record["split"],
+        source=record["source"],
+        view=record["view"],
+        pixels=pixel_digest(film.pixels),
+        phash=perceptual_hash(film.pixels),
+        kind=film.kind,
+        bits=film.bits,
+        vendor=film.vendor,
+        height=film.original_size[0],
+        width=film.original_size[1],
+        mask_source=record["mask_source"],
+        mask_quality=round(record["mask_quality"], 4),
+        flags=" ".join(film.flags),
     )
 
 
@@ -165,7 +167,7 @@ def find_lungs(
     if lungs in ("auto", "given") and job.mask is not None:
         mask = _given(job.mask, pixels.shape)
         if mask is not None:
-            return mask, f"given:{job.row.mask_source or 'file'}"
+            return mask, f"given:{given_name(job.mask, job.row.mask_source)}"
     frontal = not view or view.upper().startswith(_FRONTAL)
     if lungs in ("auto", "heuristic") and frontal:
         mask = heuristic_lungs(pixels)
@@ -175,9 +177,9 @@ def find_lungs(
     return None, "none"
 
 
-def _given(path: Path, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
+def _given(given: Mask, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
     try:
-        mask = read_mask(path)
+        mask = read_given(given)
     except FilmError:
         return None
     stretched = (mask.shape[0] / shape[0]) / (mask.shape[1] / shape[1])

@@ -4,8 +4,8 @@
 
 compares the files of DIR with its manifest (as a run does when it starts, and by sha256), and
 reads every record: it must parse, its pictures decode, its split be its shard's, and its id be
-unique. Prints a report as JSON: `ok`, `files`, `records` (those that are well) and `problems`
-(file; record, or null where it is the whole file; problem).
+unique and that of its line in index.csv. Prints a report as JSON: `ok`, `files`, `records` (those
+that are well) and `problems` (file; record, or null where it is the whole file; problem).
 
 Exit codes: 0 all is well, 64 usage, 65 bad data.
 """
@@ -19,8 +19,9 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from data_prep.build import BAD_DATA, INTERRUPTED, USAGE
+from data_prep.arguments import BAD_DATA, INTERRUPTED, USAGE
 from data_prep.inputs import sha256_of
+from xmae_jax.data.index import INDEX, read_entries
 from xmae_jax.data.manifest import MANIFEST, DataError, compare, load_manifest
 from xmae_jax.data.records import decode, decode_image, decode_mask, open_shard
 
@@ -41,20 +42,21 @@ def verify(directory: Path) -> dict[str, Any]:
         elif sha256_of(directory / name) != digest:
             problems.append((name, None, "its sha256 is not the manifest's"))
 
-    def check(entry: dict[str, Any]) -> tuple[list[Problem], dict[int, str]]:
+    def check(entry: dict[str, Any]) -> tuple[list[Problem], dict[int, str], int]:
         path = directory / entry["file"]
         found: list[Problem] = []
         if not path.is_file():
-            return found, {}
+            return found, {}, entry["records"]
         if entry["file"] not in wrong and sha256_of(path) != entry["sha256"]:
             found.append((entry["file"], None, "its sha256 is not the manifest's"))
-        damaged, ids = _read(path, entry, size=manifest["size"])
-        return found + damaged, ids
+        damaged, ids, count = _read(path, entry, size=manifest["size"])
+        return found + damaged, ids, count
 
     seen: dict[str, str] = {}  # id -> where it was first
-    records = 0
+    records = start = 0
+    listed = _listed(directory)
     with ThreadPool(os.cpu_count()) as pool:
-        for entry, (found, ids) in zip(
+        for entry, (found, ids, count) in zip(
             manifest["files"], pool.imap(check, manifest["files"]), strict=True
         ):
             problems += found
@@ -64,6 +66,12 @@ def verify(directory: Path) -> dict[str, Any]:
                 first = seen.setdefault(name, where)
                 if first != where:
                     problems.append((entry["file"], position, f"has the id of {first}"))
+            lines = listed[start : start + count]
+            problems += _unlisted(entry["file"], ids, lines) if listed else []
+            start += count
+    if listed and len(listed) != start:
+        text = f"has {len(listed)} lines of films, the shards have {start} records"
+        problems.append((INDEX, None, text))
     return _report(problems, files=len(manifest["files"]), records=records)
 
 
@@ -72,15 +80,37 @@ def _report(problems: list[Problem], *, files: int, records: int) -> dict[str, A
     return {"ok": not listed, "files": files, "records": records, "problems": listed}
 
 
-def _read(path: Path, entry: dict[str, Any], *, size: int) -> tuple[list[Problem], dict[int, str]]:
-    """Read every record of a shard; return what is wrong, and place -> id of the others."""
+def _listed(directory: Path) -> list[str]:
+    """Read the ids of index.csv; none where it is not as it was written, which is told already."""
+    try:
+        return [entry.id for entry in read_entries(directory)]
+    except (DataError, ValueError):
+        return []
+
+
+def _unlisted(file: str, ids: dict[int, str], lines: Sequence[str]) -> list[Problem]:
+    """Tell of records that do not have the ids of their lines in index.csv."""
+    return [
+        (file, position, f"is not the film of its line in {INDEX}")
+        for position, name in ids.items()
+        if lines[position : position + 1] != [name]
+    ]
+
+
+def _read(
+    path: Path, entry: dict[str, Any], *, size: int
+) -> tuple[list[Problem], dict[int, str], int]:
+    """Read every record of a shard.
+
+    Returns what is wrong, place -> id of the others, and how many there are.
+    """
     problems: list[Problem] = []
     ids: dict[int, str] = {}
     try:
         reader = open_shard(path)
         count = reader.num_records()
     except Exception as error:  # the reader raises several kinds
-        return [(path.name, None, f"cannot be opened ({error})")], ids
+        return [(path.name, None, f"cannot be opened ({error})")], ids, entry["records"]
     if count != entry["records"]:
         text = f"has {count} records, the manifest says {entry['records']}"
         problems.append((path.name, None, text))
@@ -99,7 +129,7 @@ def _read(path: Path, entry: dict[str, Any], *, size: int) -> tuple[list[Problem
             problems.append((path.name, position, f"is damaged ({error})"))
         else:
             ids[position] = record["id"]
-    return problems, ids
+    return problems, ids, count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,6 +50,8 @@ class DataConfig:
     bad_records: Literal["fail", "skip"]
     max_bad_share: float
     """Share of rows that may be left out under "skip", of those seen or of an epoch."""
+    leaks: Literal["refuse", "allow"]
+    """What happens where a patient or a film stands in both `split` and `eval_split`."""
 
     def __post_init__(self) -> None:
         if self.eval_split == self.split:

@@ -43,6 +43,8 @@ class Feed:
     train: LoadStep
     evaluation: dict[str, LoadStep]
     """"train" and "val", each over an `EveryRow`."""
+    leaks: dict[str, int]
+    """Pairs of films on both sides that the config allows, by kind; every result tells of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,6 +376,8 @@ class _Looker:
             for split in self.feed.evaluation
         }
         metrics, predictions = evaluator.evaluate(splits)
+        if self.feed.leaks:
+            metrics = {**metrics, "leaks": self.feed.leaks}
         self.writer.write("eval", done, {"evaluator": name, **metrics})
         if hosts.is_first():
             writers.write_atomic(folder / "predictions.csv", predictions)

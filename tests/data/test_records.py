@@ -50,7 +50,7 @@ def shards(tmp_path_factory):
         for shard, count in enumerate(counts):
             name = records.shard_name("made", split=split, index=shard, total=len(counts))
             made = (record(number, split) for number in range(index, index + count))
-            assert records.write_shard(directory / name, made) == count
+            assert records.write_shard(directory / name, map(records.encode, made)) == count
             entries.append(describe(directory / name, split=split, records=count))
             index += count
     metadata = records.write_tfds_metadata(
@@ -91,7 +91,7 @@ def test_records_come_back_in_order(shards):
 
 def test_equal_records_give_equal_bytes(shards, tmp_path):
     again = tmp_path / "again"
-    records.write_shard(again, (record(index) for index in range(5)))
+    records.write_shard(again, (records.encode(record(index)) for index in range(5)))
     assert again.read_bytes() == (shards / "made-train.array_record-00000-of-00002").read_bytes()
 
 

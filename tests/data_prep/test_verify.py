@@ -10,7 +10,14 @@ from data_prep.verify import main
 from tests.data.test_manifest import TRAIN, VAL, damages
 from tests.data.test_records import assert_equal
 from xmae_jax.data import records
-from xmae_jax.data.manifest import DataError, describe, load_manifest, write_manifest
+from xmae_jax.data.index import INDEX
+from xmae_jax.data.manifest import (
+    DataError,
+    describe,
+    file_digest,
+    load_manifest,
+    write_manifest,
+)
 from xmae_jax.data.records import Records
 
 
@@ -53,7 +60,9 @@ def test_a_wrong_shard_is_named(copy, verify, damage, names, part):
     assert any(part in problem["problem"] for problem in report["problems"])
 
 
-@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize(
+    "name", ["features.json", "dataset_info.json", "index.csv", "duplicates.csv", "report.html"]
+)
 def test_wrong_metadata_are_named(copy, verify, name):
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -111,7 +120,7 @@ def test_zeroed_blocks_are_named(copy, verify):
 
 def rewrite(directory, *made):
     """Put other records into VAL, with a manifest that is right about them."""
-    count = records.write_shard(directory / VAL, made)
+    count = records.write_shard(directory / VAL, map(records.encode, made))
     content = load_manifest(directory)
     place = [entry["file"] for entry in content["files"]].index(VAL)
     content["files"][place] = describe(directory / VAL, split="val", records=count)
@@ -150,6 +159,29 @@ def test_a_wrong_count_is_named(copy, verify):
     _, report = verify()
     assert named(report) == {(TRAIN, None)}
     assert "records, the manifest says" in report["problems"][0]["problem"]
+
+
+@pytest.mark.parametrize("change", ["swapped", "short", "long"])
+def test_an_index_of_other_films_is_named(copy, verify, change):
+    path, content = copy / INDEX, load_manifest(copy)
+    head, *lines = path.read_text().splitlines(keepends=True)
+    lines[3], lines[5] = (lines[5], lines[3]) if change == "swapped" else (lines[3], lines[5])
+    lines = {"swapped": lines, "short": lines[:-1], "long": [*lines, lines[0]]}[change]
+    path.write_text("".join([head, *lines]))
+    content["metadata"][INDEX] = file_digest(path)
+    write_manifest(copy, content)
+    code, report = verify()
+    films = content["counts"]["films"]
+    last = content["files"][-1]
+    expected = {
+        "swapped": {(TRAIN, 3), (TRAIN, 5)},
+        "short": {(INDEX, None), (last["file"], last["records"] - 1)},
+        "long": {(INDEX, None)},
+    }
+    assert code == 65 and named(report) == expected[change]
+    told = " ".join(problem["problem"] for problem in report["problems"])
+    assert ("is not the film of its line in index.csv" in told) == (change != "long")
+    assert (f"the shards have {films} records" in told) == (change != "swapped")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--data", "gone"], ["--data", ".", "--fix"], ["."]])

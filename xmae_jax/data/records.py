@@ -322,16 +322,16 @@ class Records:
         return reader
 
 
-def write_shard(path: str | os.PathLike, records: Iterable[Record]) -> int:
-    """Write records to one ArrayRecord file, holding one at a time; return their number.
+def write_shard(path: str | os.PathLike, examples: Iterable[bytes]) -> int:
+    """Write encoded records to one ArrayRecord file, holding one at a time; return their number.
 
     One record a chunk makes random access cheap; no compression, since pictures are packed
     already. The same records give the same bytes.
     """
     writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
     count = 0
-    for record in records:
-        writer.write(encode(record))
+    for example in examples:
+        writer.write(example)
         count += 1
     writer.close()
     return count

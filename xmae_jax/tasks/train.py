@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from xmae_jax import config as config_lib
 from xmae_jax import hosts, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, PlanConfig
+from xmae_jax.data import leaks
 from xmae_jax.data.batch import EveryRow, LoadStep
+from xmae_jax.data.index import read_index
+from xmae_jax.data.manifest import DataError
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
 from xmae_jax.evaluators.reconstruction import Reconstruction
@@ -89,6 +93,7 @@ def _run(
 
     record = run_of(workdir, hosts.from_first(known))
     plan = _plan(config, sources, record.offsets)
+    leaked = hosts.from_first(lambda: _leaks(config) if held_out else {})
     mesh = _mesh(config)
 
     skip = config.data.bad_records == "skip"
@@ -111,6 +116,7 @@ def _run(
             skip=skip,
         ),
         evaluation={"train": every(sources), "val": every(held_out)} if held_out else {},
+        leaks=leaked,
     )
     evaluators = {
         name: evaluator()
@@ -180,6 +186,25 @@ def _open(config: Config, key: str) -> list[Records]:
     except ValueError as error:
         hint = "; None trains without evaluation" if key == "eval_split" else ""
         raise ConfigError(f"config.data.{key}: {error}{hint}") from None
+
+
+def _leaks(config: Config) -> dict[str, int]:
+    """Count what stands on both sides; DataError where the config does not allow it."""
+    indices = [read_index(path) for path in config.data.paths]
+    train = [index[config.data.split] for index in indices]
+    held_out = [index[str(config.data.eval_split)] for index in indices]
+    problems = [told] if (told := leaks.other_keys(train + held_out)) else []
+    counts = {"other_keys": 1} if problems else {}
+    found = leaks.find_leaks(train, held_out)
+    if found:
+        problems.append(leaks.describe(found))
+        counts |= Counter(leak.kind for leak in found)
+    if problems and config.data.leaks == "refuse":
+        problems.append("build one with --exclude of the other, or --config.data.leaks=allow")
+        raise DataError("\n".join(problems))
+    if problems:
+        print("\n".join(problems))
+    return counts
 
 
 def _plan(config: Config, sources: list[Records], offsets: tuple[tuple[int, int], ...]) -> Plan:

@@ -1,0 +1,138 @@
+"""A process in which files are read: a decoder that hangs, crashes or eats memory costs one film.
+
+Files are data from anywhere and go through a dozen decoders in C. A child process reads them one at
+a time under a limit of memory; where it dies or takes too long, the file is rejected and another
+child goes on.
+"""
+
+import contextlib
+import resource
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xmae_jax.data.film import FilmError
+from xmae_jax.data.processes import die_with_parent
+
+SECONDS = 20.0  # a file; the largest film that is read takes 5
+MEMORY = 1 << 30  # bytes above what the child has when it is ready
+_START = 300.0  # seconds to import, and to compile the lung model
+
+T = TypeVar("T")
+
+# A fork of a process that has done nothing but the imports: quick, and free of our threads.
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["data_prep.films"])
+
+
+class Sandbox:
+    """One child at a time; not to be shared by threads."""
+
+    def __init__(self, prepare: Callable[[], Any]) -> None:
+        """Set what each child does first, before its memory is limited; it starts when needed."""
+        self._prepare = prepare
+        self._process: Any = None
+        self._connection: Connection | None = None
+        self._ended = False
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what a module's function returns in the child.
+
+        Raises FilmError, the function's own or that it ended the child or was not ready in time.
+        """
+        for last in (False, True):
+            try:
+                return self._call(function, arguments)
+            except (EOFError, ConnectionError):
+                self.close()
+                # The system may have killed the child for another process's hunger: try again.
+                if last:
+                    raise FilmError("crashes the decoder, or asks for too much memory") from None
+        raise AssertionError
+
+    def _call(self, function: Callable[..., T], arguments: tuple) -> T:
+        if self._ended:
+            raise RuntimeError("the process that reads files was ended")
+        connection = self._connection or self._start()
+        connection.send((function, arguments))
+        if not connection.poll(SECONDS):
+            self.close()
+            raise FilmError(f"not read within {SECONDS:.0f} s")
+        kind, value = connection.recv()
+        if kind == "film":
+            raise FilmError(value)
+        if kind == "error":  # ours, not the file's
+            raise RuntimeError(f"in the process that reads files: {value}")
+        return value
+
+    def _start(self) -> Connection:
+        self._connection, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=_serve, args=(theirs, self._prepare), daemon=True)
+        process.start()
+        theirs.close()
+        self._process = process
+        if not self._connection.poll(_START):
+            self.close()
+            raise RuntimeError(f"the process that reads files was not ready within {_START:.0f} s")
+        try:
+            self._connection.recv()
+        except EOFError:
+            self.close()
+            raise RuntimeError("the process that reads files did not start; see above") from None
+        return self._connection
+
+    def end(self) -> None:
+        """Stop the child for good; for other threads than the one in `call`, which then fails."""
+        self._ended = True
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                process.kill()
+
+    def close(self) -> None:
+        """End the child, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+
+def _serve(connection: Connection, prepare: Callable[[], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
+    die_with_parent()
+    prepare()
+    _limit()
+    connection.send(None)
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("value", function(*arguments))
+        except FilmError as error:
+            answer = ("film", error.reason)
+        except MemoryError:
+            answer = ("film", "asks for too much memory")
+        except Exception as error:
+            # Where it happened, and not what it said: that may quote the file.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            answer = ("error", f"{type(error).__name__}\n{where}")
+        connection.send(answer)
+
+
+def _limit() -> None:
+    """Bound this process's memory, and let a crash leave no picture of it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    size = Path("/proc/self/statm")
+    if size.exists():  # Linux; elsewhere the bound on address space means little
+        used = int(size.read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))

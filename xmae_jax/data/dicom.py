@@ -1,0 +1,246 @@
+"""The header of a DICOM file, read within limits and before any pixel is read or inflated.
+
+pydicom inflates a deflated file as a whole and reads all elements into memory; here it is handed
+the first megabytes only, and the pixel data are read when the header has been found sane.
+"""
+
+import io
+import logging
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from xmae_jax.data.limits import FilmError, check_size
+
+MAX_HEADER = 4 << 20  # bytes before the pixels; the largest look-up tables take an eighth
+_MAX_ELEMENTS = 20_000
+_PIXELS, _LONG = 0x7FE00010, ("OB", "OW", "UN", "OF", "OD", "OL", "OV")
+
+# ViewPosition, Modality and Manufacturer may hold anything, so only known terms are passed on.
+_VIEWS = ("PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO")
+_RADIOGRAPHS = ("CR", "DX", "DR", "RG", "RF", "XR")
+_FILMS = (*_RADIOGRAPHS, "OT", "SC")
+_NOT_FILMS = tuple("CT MR US PT NM SEG MG PX IO XA XC ES SM OP GM RTIMAGE RTDOSE".split())
+_CHEST = ("CHEST", "THORAX", "LUNG", "RIB")
+_VENDORS = {
+    "agfa": "Agfa",
+    "canon": "Canon",
+    "carestream": "Carestream",
+    "drtech": "DRTECH",
+    "eastman": "Carestream",
+    "fuji": "Fujifilm",
+    "ge healthcare": "GE",
+    "ge medical": "GE",
+    "hologic": "Hologic",
+    "iray": "iRay",
+    "kodak": "Carestream",
+    "konica": "Konica Minolta",
+    "lodox": "Lodox",
+    "lumisys": "Lumisys",
+    "mindray": "Mindray",
+    "philips": "Philips",
+    "rayence": "Rayence",
+    "samsung": "Samsung",
+    "shimadzu": "Shimadzu",
+    "siemens": "Siemens",
+    "swissray": "Swissray",
+    "toshiba": "Canon",  # its medical branch was bought in 2016
+    "vidar": "Vidar",
+    "vieworks": "Vieworks",
+}
+
+# Their log lines repeat header values; without a handler, Python prints such lines.
+for _name in ("pydicom", "pylibjpeg", "openjpeg"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the pixels, and where in the file's plain form these begin."""
+
+    dataset: Any
+    syntax: UID
+    start: int
+    length: int | None  # bytes of pixel data as the header says; None if encapsulated
+    inflate_from: int | None = None  # where a deflated file's stream begins
+    offset: int = 0  # of the plain form's first byte that was inflated
+
+
+def read_header(path: Path) -> Header:
+    """Read a DICOM header up to the pixels; raise FilmError if it asks for too much or has none."""
+    with path.open("rb") as file:
+        head = file.read(MAX_HEADER)
+        more = file.read(1) != b""
+    deflated, prefix = _deflated_at(head), b""
+    if deflated is not None:
+        prefix = _META
+        head = prefix + _inflate(path, deflated, MAX_HEADER)
+        more = len(head) >= MAX_HEADER
+    found: list[tuple[str | None, int]] = []
+    seen = 0
+
+    def stop(tag: Any, vr: str | None, length: int) -> bool:
+        nonlocal seen
+        seen += 1
+        if seen > _MAX_ELEMENTS:
+            raise FilmError("DICOM header with too many elements")
+        if tag in (0x7FE00008, 0x7FE00009):
+            raise FilmError("DICOM with floating point pixels")
+        if tag == _PIXELS:
+            found.append((vr, length))
+        return tag == _PIXELS
+
+    buffer = io.BytesIO(head)
+    dataset = read_partial(buffer, stop_when=stop, force=True)
+    if not found:
+        if more:
+            raise FilmError(f"DICOM header of more than {MAX_HEADER >> 20} MiB")
+        raise FilmError("DICOM without pixel data, or cut short")
+    vr, length = found[0]
+    return Header(
+        dataset=dataset,
+        syntax=DeflatedExplicitVRLittleEndian if prefix else _syntax(dataset),
+        start=buffer.tell() + (12 if vr in _LONG else 8),
+        length=None if length == 0xFFFFFFFF else length,
+        inflate_from=deflated,
+        offset=len(prefix),
+    )
+
+
+def _plain_meta() -> bytes:
+    """Return the file meta information of a plain file, to stand before inflated bytes."""
+    value = ExplicitVRLittleEndian.encode() + b"\0"
+    return bytes(128) + b"DICM\x02\0\x10\0UI" + len(value).to_bytes(2, "little") + value
+
+
+_META = _plain_meta()
+
+
+def _deflated_at(head: bytes) -> int | None:
+    """Return where the deflated part begins, or None if the transfer syntax is another."""
+    buffer = io.BytesIO(head)
+    buffer.seek(132 if head[128:132] == b"DICM" else 0)
+    meta = read_dataset(
+        buffer,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag >> 16 != 2,
+    )
+    deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    return buffer.tell() if deflated else None
+
+
+def _inflate(path: Path, start: int, limit: int) -> bytes:
+    """Inflate no more than `limit` bytes of a raw deflate stream."""
+    with path.open("rb") as file:
+        file.seek(start)
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), limit)
+        except zlib.error:
+            raise FilmError("deflated DICOM is damaged") from None
+
+
+def pixel_bytes(path: Path, header: Header, limit: int | None) -> bytes:
+    """Read the pixel data's bytes, `limit` at most; all that is left of the file if None."""
+    if header.inflate_from is not None:
+        length = header.length if limit is None else limit
+        if length is None:
+            raise FilmError("deflated DICOM with encapsulated pixels")
+        end = header.start - header.offset + length
+        return _inflate(path, header.inflate_from, end)[header.start - header.offset :]
+    with path.open("rb") as file:
+        file.seek(header.start)
+        return file.read() if limit is None else file.read(limit)
+
+
+def _syntax(dataset: Any) -> UID:
+    meta = getattr(dataset, "file_meta", {})
+    if "TransferSyntaxUID" not in meta:
+        if dataset.original_encoding == (None, None) or "Rows" not in dataset:
+            raise FilmError("DICOM without a transfer syntax")
+        dataset.ensure_file_meta()  # a bare data set: implicit VR unless pydicom saw otherwise
+        implicit, little = dataset.original_encoding
+        syntax = "1.2.840.10008.1.2" + ("" if implicit else ".1" if little else ".2")
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    return UID(dataset.file_meta.TransferSyntaxUID)
+
+
+def check_header(dataset: Any, *, frames: str) -> None:
+    """Refuse by the header what is no single radiograph or lies about itself."""
+    modality = _term(dataset, "Modality")
+    if modality in _NOT_FILMS:
+        raise FilmError(f"modality {modality}, not a radiograph")
+    check_size(int(dataset.Rows), int(dataset.Columns))
+    if int(dataset.get("NumberOfFrames") or 1) > 1 and frames != "first":
+        raise FilmError("more than one frame")
+    allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
+    if allocated not in (8, 16):
+        raise FilmError("DICOM pixels of other than 8 or 16 bits")
+    if not 1 <= stored <= allocated:
+        raise FilmError("DICOM header with more bits stored than allocated")
+    if int(dataset.get("SamplesPerPixel") or 1) not in (1, 3):
+        raise FilmError("DICOM pixels of other than 1 or 3 samples")
+
+
+def dicom_facts(dataset: Any) -> dict[str, Any]:
+    """Return what a header tells of a film, by the names of Film's fields; known terms only."""
+    modality, part = _term(dataset, "Modality"), _term(dataset, "BodyPartExamined")
+    view, maker = _term(dataset, "ViewPosition"), str(dataset.get("Manufacturer") or "").lower()
+    chest = not part or any(word in part for word in _CHEST)
+    flags = {
+        "modality": modality not in _RADIOGRAPHS,
+        "body_part": not chest,
+        "view": view in _VIEWS and view not in ("PA", "AP"),
+        "burnt_in_text": _term(dataset, "BurnedInAnnotation") == "YES",
+    }
+    patient, study = raw_ids(dataset)
+    return {
+        "view": view if view in _VIEWS else "",
+        "modality": modality if modality in _FILMS else "",
+        "chest": chest,
+        "bits": int(dataset.BitsStored),
+        "vendor": next((name for word, name in _VENDORS.items() if word in maker), ""),
+        "flags": tuple(flag for flag, on in flags.items() if on),
+        "patient": patient,
+        "study": study,
+    }
+
+
+def _term(dataset: Any, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip().upper()
+
+
+def raw_ids(dataset: Any) -> tuple[str, str]:
+    """Return the raw patient id and study UID: to be hashed, never to be shown."""
+    patient, study = dataset.get("PatientID"), dataset.get("StudyInstanceUID")
+    return str(patient or "").strip(), str(study or "")
+
+
+def spacing(dataset: Any) -> tuple[float, float]:
+    """Read mm between rows and columns: of the patient if calibrated, else of the detector."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        try:
+            row, column = (float(value) for value in dataset.get(name) or ())
+        except (ValueError, TypeError):
+            continue
+        if 0 < row < 10 and 0 < column < 10:
+            return row, column
+    return math.nan, math.nan
+
+
+def pixel_ratio(dataset: Any) -> float:
+    """Return a pixel's height over its width; 1 where the header does not say."""
+    row, column = spacing(dataset)
+    if not row > 0:
+        try:
+            row, column = (float(value) for value in dataset.get("PixelAspectRatio") or (1, 1))
+        except (ValueError, TypeError):
+            return 1.0
+    if not 0.25 <= row / column <= 4:
+        raise FilmError("pixels more than four times as long as wide")
+    return row / column
