@@ -19,6 +19,7 @@ from data_prep.tables import MAX_LINE, Line, Table
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.records import DataError
 
+LICENCE = "CC-BY-4.0"
 MIN_DICE = 0.7  # of "Dice RCA (Mean)": what its authors advise
 _MAX_SIDE = 20_000  # px
 _DICE = "Dice RCA (Mean)"

@@ -4,13 +4,16 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from data_prep.build import main
 from data_prep.given import given_name, read_given
 from data_prep.inputs import mask_digest
 from tests.data_prep import trees
 from tests.data_prep.trees import chestxray14, chexpert, read, table
 from xmae_jax.data.film import FilmError
-from xmae_jax.data.records import DataError
+from xmae_jax.data.findings import FINDINGS
+from xmae_jax.data.records import DataError, Records, decode_mask
 
 
 def runs(mask):
@@ -64,7 +67,8 @@ def test_chexmask_is_given(tmp_path, lungs):
     (film,) = inputs.masks
     assert inputs.rows[film].patient == "chexpert:patient00001" and path in inputs.tables
     np.testing.assert_array_equal(read_given(inputs.masks[film]), lungs[0] | lungs[1])
-    assert given_name(inputs.masks[film], "x") == "chexmask"
+    assert given_name(inputs.masks[film], "x") == inputs.rows[film].mask_source == "chexmask"
+    assert inputs.rows[film].mask_licence == "CC-BY-4.0"
     assert len(mask_digest(inputs.masks[film])) == 64
     assert inputs.notes == (
         "CheXmask: 1 masks, 1 left out for a Dice below 0.7, 1 rows without a film",
@@ -115,3 +119,27 @@ def test_chexmask_that_is_broken_is_refused(tmp_path, column, rows, part):
     chexmask(tmp_path / "m.csv", column, *rows)
     with pytest.raises(DataError, match=part):
         read("chestx-ray14", tmp_path, masks=tmp_path / "m.csv")
+
+
+def test_a_data_set_becomes_shards(tmp_path, monkeypatch, lungs):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    names = chestxray14(tmp_path / "in", patients=12)
+    for index, path in enumerate(sorted((tmp_path / "in").rglob("*.png"))):
+        film = np.random.default_rng(index).integers(20, 60, (92, 68), np.uint8)
+        Image.fromarray(film).save(path)
+    masks = tmp_path / "ChestX-Ray8.csv"
+    chexmask(masks, "Image Index", *((name, "0.9", *map(runs, lungs)) for name in names[:8]))
+    command = f"--adapter chestx-ray14 --input {tmp_path / 'in'} --output {tmp_path / 'out'}"
+    more = ["--size", "96", "--workers", "1", "--lungs", "given", "--masks", str(masks)]
+    assert main([*command.split(), *more]) == 0
+    records = {split: list(Records(tmp_path / "out", split)) for split in ("train", "test")}
+    assert len(records["test"]) == 20  # patients 3 to 12
+    films = [film for of in records.values() for film in of]
+    sources = [film["mask_source"] for film in films]
+    assert sources.count("given:chexmask") == 8
+    stored = next(film for film in films if film["lung_mask"])
+    given = (lungs[0] | lungs[1]).mean()
+    assert abs(decode_mask(stored["lung_mask"]).mean() - given * 68 / 92) < 0.02
+    effusion = [film["labels"][FINDINGS.index("Pleural Effusion")] for film in films]
+    assert effusion.count(1) == 8 and effusion.count(0) == len(films) - 8
+    assert {film["source"] for film in films} == {"ChestX-ray14"}
