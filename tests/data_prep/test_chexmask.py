@@ -43,13 +43,13 @@ def lungs():
     return left, right
 
 
-def chexmask(path, column, *rows):
+def chexmask(path, column, *rows, size=(23, 17)):
     """Write rows of name, Dice, left and right runs; landmarks take several lines, as theirs do."""
     table(
         path,
         [column, *HEADER],
         *(
-            [name, "0.9", dice, "[[ 1 2]\n [3 4]]", left, right, "", 23, 17]
+            [name, "0.9", dice, "[[ 1 2]\n [3 4]]", left, right, "", *size]
             for name, dice, left, right in rows
         ),
     )
@@ -93,6 +93,17 @@ def test_chexmask_joins_by_the_last_part_of_a_name(tmp_path, lungs):
 def test_runs_that_leave_the_film_are_no_mask(tmp_path, bad):
     chestxray14(tmp_path, patients=12)
     chexmask(tmp_path / "m.csv", "Image Index", ("00000001_000.png", "0.8", bad, "1 2"))
+    (mask,) = read("chestx-ray14", tmp_path, masks=tmp_path / "m.csv").masks.values()
+    with pytest.raises(FilmError, match="a row of CheXmask is no mask"):
+        read_given(mask)
+
+
+@pytest.mark.parametrize(
+    "size", [(0, 17), (-23, -17), (10**6, 10**6), ("x", 17), ("inf", 1), ("", "")]
+)
+def test_sizes_that_no_film_has_are_no_mask(tmp_path, size):
+    chestxray14(tmp_path, patients=12)
+    chexmask(tmp_path / "m.csv", "Image Index", ("00000001_000.png", "0.8", "", ""), size=size)
     (mask,) = read("chestx-ray14", tmp_path, masks=tmp_path / "m.csv").masks.values()
     with pytest.raises(FilmError, match="a row of CheXmask is no mask"):
         read_given(mask)
