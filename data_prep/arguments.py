@@ -10,8 +10,9 @@ from typing import NoReturn
 
 from data_prep import splits
 from data_prep.adapters import ADAPTERS
+from data_prep.contours import LUNGS, RETROCARDIAC
 from data_prep.duplicates import POLICIES
-from data_prep.films import FITS, FRAMES, LUNGS
+from data_prep.films import FITS, FRAMES
 from xmae_jax.data.manifest import MANIFEST
 
 USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
@@ -42,6 +43,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=1280, help="side of a stored film in pixels")
     parser.add_argument("--fit", choices=FITS, default="pad")
     parser.add_argument("--lungs", choices=LUNGS, default="auto")
+    parser.add_argument("--retrocardiac", choices=RETROCARDIAC, default="exclude",
+                        help="the lung behind the heart, in the model's contours")  # fmt: skip
     parser.add_argument("--frames", choices=FRAMES, default="refuse",
                         help="of files with several frames or pages")  # fmt: skip
     parser.add_argument("--licences", type=_comma_list, metavar="A,B",

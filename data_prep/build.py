@@ -60,6 +60,7 @@ _STORED = (
     "licences",
     "lungs",
     "name",
+    "retrocardiac",
     "size",
 )  # arguments, in the manifest
 _PACKAGES = ("array_record", "numpy", "pillow", "pydicom", "scikit-image", "tensorflow-datasets")

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from data_prep import splits
-from data_prep.films import Job, Made, Settings, make_record, prepare
+from data_prep.films import Job, Made, Settings, make_record
 from data_prep.inputs import mask_digest, sha256_of
 from data_prep.sandbox import Sandbox
 from xmae_jax.data import records
@@ -173,7 +173,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         """Start no process yet."""
-        self._all = [Sandbox(prepare) for _ in range(count)]
+        self._all = [Sandbox() for _ in range(count)]
         self._free: SimpleQueue[Sandbox] = SimpleQueue()
         for sandbox in self._all:
             self._free.put(sandbox)

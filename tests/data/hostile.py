@@ -15,7 +15,11 @@ import numpy as np
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import JPEG2000LosslessEncoder, RLELosslessEncoder
+from pydicom.pixels.encoders import (
+    JPEG2000LosslessEncoder,
+    JPEGLSLosslessEncoder,
+    RLELosslessEncoder,
+)
 
 from tests.data import made
 from tests.data.made import Packed, deflated, dicom_bytes, element, meta, png, png_chunk, zeros
@@ -24,7 +28,8 @@ FILM = np.add.outer(np.arange(128) * 16, np.arange(96) * 20).astype(np.uint16)  
 GREY = (FILM >> 4).astype(np.uint8)
 WINDOW = dict(WindowCenter=2048, WindowWidth=4096)
 DEFLATED, EXPLICIT = str(uid.DeflatedExplicitVRLittleEndian), str(uid.ExplicitVRLittleEndian)
-SAME = ("mono2", "mono1", "implicit", "big endian", "deflated", "rle", "j2k")  # one film
+# These are one film.
+SAME = ("mono2", "mono1", "implicit", "big endian", "deflated", "rle", "j2k", "jls", "lossless")
 Cases = Iterator[tuple[str, bytes, str | None]]
 
 
@@ -77,6 +82,12 @@ def _controls() -> Cases:
     yield "deflated", film(syntax=uid.DeflatedExplicitVRLittleEndian), None
     yield "rle", film(syntax=uid.RLELossless, frame=_encoded(RLELosslessEncoder)), None
     yield "j2k", film(syntax=uid.JPEG2000Lossless, frame=_encoded(JPEG2000LosslessEncoder)), None
+    yield "jls", film(syntax=uid.JPEGLSLossless, frame=_encoded(JPEGLSLosslessEncoder)), None
+    yield "lossless", made.by_gdcm(film(), "JPEGLosslessProcess14_1"), None
+    blocks = np.add.outer(np.arange(12) * 300, np.arange(10) * 50).astype(np.uint16)
+    size = np.zeros((96, 80), np.uint16)
+    tags = dict(syntax=uid.JPEGExtended12Bit, frame=made.jpeg12(blocks))
+    yield "jpeg12", film(values=size, **tags), None
     yield "png", _saved("PNG"), None
     yield "png16", _saved("PNG", FILM), None
     yield "jpeg", _saved("JPEG"), None

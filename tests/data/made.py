@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -142,3 +143,25 @@ def jpeg12(blocks) -> bytes:
     bits += "1" * (-len(bits) % 8)
     data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
     return b"\xff\xd8" + quantisation + frame + tables + scan + data + b"\xff\xd9"
+
+
+def by_gdcm(film: bytes, kind: str) -> bytes:
+    """Compress a DICOM file by GDCM, the only one here to write lossless JPEG."""
+    import gdcm
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/film"
+        Path(path).write_bytes(film)
+        reader = gdcm.ImageReader()
+        reader.SetFileName(path)
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(path)
+        assert writer.Write()
+        return Path(path).read_bytes()

@@ -5,7 +5,6 @@ the first megabytes only, and the pixel data are read when the header has been f
 """
 
 import io
-import logging
 import math
 import zlib
 from dataclasses import dataclass
@@ -53,10 +52,6 @@ _VENDORS = {
     "vidar": "Vidar",
     "vieworks": "Vieworks",
 }
-
-# Their log lines repeat header values; without a handler, Python prints such lines.
-for _name in ("pydicom", "pylibjpeg", "openjpeg"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

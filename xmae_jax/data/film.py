@@ -6,6 +6,7 @@ raises FilmError, whose reason names the cause and never repeats a value that co
 patient.
 """
 
+import logging
 import math
 import stat
 import warnings
@@ -29,6 +30,10 @@ FLAGS = looks.FLAGS | {
     "modality": "a DICOM header that names no kind of radiograph",
     "view": "a DICOM header that names a view that is not frontal",
 }
+
+# Their log lines repeat headers and tags; without a handler, Python prints the warnings.
+for _name in ("pydicom", "pylibjpeg", "openjpeg", "PIL"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _T = TypeVar("_T")
 _PICTURES = ("PNG", "JPEG", "TIFF")
