@@ -165,7 +165,7 @@ def histograms(entries: Sequence[Entry], measures: Measures) -> list[Histogram]:
         histogram("Width of the film in the file", widths, gloss="Pixels"),
         histogram("Height of the film in the file", heights, gloss="Pixels"),
         histogram("Quality of the lung contour", masked, high=1.0, bins=20,
-                  gloss="0 useless, 1 as lungs are: area, two parts, symmetry, free of the border"),
+                  gloss="1: like the two lungs of a frontal film in area, symmetry and place"),
         histogram("Lungs as a share of the film", measures.lungs, gloss=some),
         histogram("Mean grey of a film", measures.grey, high=255.0, gloss=f"{some}; {grey}"),
         _levels(measures, gloss=f"{some}, all pixels; {grey}"),
