@@ -21,6 +21,7 @@ REQUIRES = [
     "protobuf",  # reads the records: tf.train.Example without TensorFlow
     "pydantic>=2.7",  # typed configs: errors that name the key
     "pydicom>=3.0.2",  # DICOM; the floor is CVE-2026-32711
+    "safetensors",  # weights: data that runs no code when read
     "scikit-image",  # lung heuristic, hulls, outlines
     "scipy",  # filters of the lung search and of the model-free reconstruction baselines
     "simplejpeg",  # libjpeg-turbo into an array without the GIL: a fifth less work than by Pillow
@@ -62,7 +63,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["xmae_jax*", "data_prep*"]),
-    package_data={"data_prep": ["templates/*.html"]},
+    package_data={
+        "data_prep": ["templates/*.html"],
+        "xmae_jax": ["weights/*"],  # the lung model, docs/lung_model.md
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

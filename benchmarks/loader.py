@@ -208,7 +208,7 @@ def waits(name: str, records: Records, *, steps: int, threads: int) -> dict[str,
     spec.loader.exec_module(module)
     config = config_lib.resolve(module.get_config(argument))
     objective = config_lib.objective_of(config, OBJECTIVES)
-    view = view_of(config, objective, config.data.crop_scale)
+    view = view_of(config, objective, train=True)
     batch, warm = config.batch_size, 2 * threads + 2
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     program = lay_out(config, objective, mesh)

@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
                 mixture=optional(),
                 contour_region="hull",
                 crop_scale=optional(),
+                augment=optional(),
                 threads=16,
                 workers=0,
                 # A damaged record ends the run ("fail"), or is left out ("skip") as long as the

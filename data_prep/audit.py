@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.build import BAD_DATA, INTERRUPTED, USAGE, Parser, UsageError
+from data_prep.arguments import BAD_DATA, INTERRUPTED, USAGE, Parser, UsageError
 from xmae_jax.data.index import Index, read_index
 from xmae_jax.data.leaks import Leak, describe, find_leaks, other_keys
 from xmae_jax.data.manifest import DataError

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from data_prep.films import prepare
 from data_prep.parts import Part, Recipe, build_part
 from data_prep.sandbox import Sandbox
 
@@ -19,7 +18,7 @@ class _BuildPart(beam.DoFn):
         self._recipe = recipe
 
     def setup(self) -> None:
-        self._sandbox = Sandbox(prepare)
+        self._sandbox = Sandbox()
 
     def process(self, element: Part) -> None:
         counter = beam.metrics.Metrics.counter

@@ -19,7 +19,6 @@ import fcntl
 import importlib.metadata
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -27,15 +26,25 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
 from data_prep import splits
-from data_prep.duplicates import POLICIES
-from data_prep.films import FITS, LUNGS, Job, Settings, patients_of
+from data_prep.adapters import ADAPTERS
+from data_prep.arguments import (
+    BAD_DATA,
+    DISK,
+    INTERRUPTED,
+    LOCKED,
+    USAGE,
+    UsageError,
+    directory_of,
+    parse_arguments,
+)
+from data_prep.films import Job, Settings, patients_of
 from data_prep.finish import REJECTED, Policy, finish
-from data_prep.inputs import Inputs, Row, digest_of, scan, sha256_of
+from data_prep.inputs import Inputs, Row, digest_of, sha256_of
 from data_prep.parts import Part, Recipe, Workers, build_part, digest_job, plan_parts
 from data_prep.sandbox import Sandbox
 from xmae_jax.data.film import FilmError
@@ -43,84 +52,18 @@ from xmae_jax.data.index import INDEX, Index, read_index
 from xmae_jax.data.manifest import FORMAT, MANIFEST, DataError, load_manifest, write_manifest
 from xmae_jax.data.records import FINDINGS, Report
 
-USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
-_STORED = ("duplicates", "fit", "lungs", "name", "size")  # arguments, in the manifest
+_STORED = (
+    "adapter",
+    "duplicates",
+    "fit",
+    "frames",
+    "licences",
+    "lungs",
+    "name",
+    "retrocardiac",
+    "size",
+)  # arguments, in the manifest
 _PACKAGES = ("array_record", "numpy", "pillow", "pydicom", "scikit-image", "tensorflow-datasets")
-
-
-class UsageError(Exception):
-    """The command line asks for something that cannot be; exit code 64."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would exit with code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        raise UsageError(message)
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; UsageError says what is wrong with it."""
-    parser = Parser(prog="python -m data_prep.build", description="raw archive -> shards")
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--masks", type=Path, metavar="DIR", help="default: INPUT/lung_masks")
-    parser.add_argument("--labels", type=Path, metavar="CSV", help="default: INPUT/labels.csv")
-    parser.add_argument("--reports", type=Path, metavar="CSV", help="default: INPUT/reports.csv")
-    parser.add_argument("--size", type=int, default=1280, help="side of a stored film in pixels")
-    parser.add_argument("--fit", choices=FITS, default="pad")
-    parser.add_argument("--lungs", choices=LUNGS, default="auto")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
-    parser.add_argument("--runner", choices=("local", "beam"), default="local")
-    parser.add_argument("--beam-options", default="", metavar="TEXT", help="what Beam is told")
-    parser.add_argument("--name", default="films", help="of the data set, in the shards' names")
-    parser.add_argument("--duplicates", choices=POLICIES, default="keep")
-    parser.add_argument("--exclude", type=Path, nargs="+", default=[], metavar="MANIFEST",
-                        help="leave out what these data sets hold")  # fmt: skip
-    parser.add_argument("--allow-other-keys", action="store_true")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="of the ids; made if absent")
-    parser.add_argument("--id-map", type=Path, metavar="FILE", help="write stored id -> input path")
-    options = parser.parse_args(arguments)
-    _check(options)
-    return options
-
-
-def _check(options: argparse.Namespace) -> None:
-    if not options.input.is_dir():
-        raise UsageError(f"--input {options.input}: no such folder")
-    for name in ("masks", "labels", "reports"):
-        path = getattr(options, name)
-        if path is not None and not (path.is_dir() if name == "masks" else path.is_file()):
-            raise UsageError(f"--{name} {path}: not there")
-    if not 64 <= options.size <= 4096:
-        raise UsageError(f"--size {options.size}: 64 to 4096 pixels")
-    if options.workers < 1:
-        raise UsageError(f"--workers {options.workers}: at least 1")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", options.name):
-        raise UsageError(f"--name {options.name!r}: lower-case letters, digits and _")
-    for path in options.exclude:
-        if not (_directory(path) / MANIFEST).is_file():
-            raise UsageError(f"--exclude {path}: no manifest there")
-    _check_places(options)
-
-
-def _check_places(options: argparse.Namespace) -> None:
-    """Refuse an output among the inputs, and secrets in the output."""
-    output, source = options.output.resolve(), options.input.resolve()
-    if options.output.exists() and not options.output.is_dir():
-        raise UsageError(f"--output {options.output}: not a folder")
-    films = source / "images" if (source / "images").is_dir() else source
-    if source.is_relative_to(output) or output.is_relative_to(films):
-        raise UsageError(f"--output {options.output}: must lie outside the input")
-    options.key = options.key or splits.default_key_path()
-    for name in ("key", "id_map"):
-        path = getattr(options, name)
-        inside = (output, output.with_name(output.name + ".incomplete"))
-        if path is not None and any(map(path.resolve().is_relative_to, inside)):
-            raise UsageError(f"--{name.replace('_', '-')} {path}: must not lie inside the output")
-    if options.id_map is not None and not options.id_map.resolve().parent.is_dir():
-        raise UsageError(f"--id-map {options.id_map}: no such folder")
 
 
 def build(options: argparse.Namespace) -> str:
@@ -133,20 +76,23 @@ def build(options: argparse.Namespace) -> str:
         key = splits.load_key(options.key)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    inputs = scan(
+    inputs = ADAPTERS[options.adapter](
         options.input, masks=options.masks, labels=options.labels, reports=options.reports
     )
+    inputs = _licensed(inputs, options.licences)
+    for note in inputs.notes:
+        print(f"note: {note}")
     if not inputs.films:
-        raise DataError(f"{options.input}: no files")
+        raise DataError(f"{options.input}: no files that may be read")
     policy = Policy(
         duplicates=options.duplicates,
         exclude=tuple(one for path in options.exclude for one in _excluded(path)),
         allow_other_keys=options.allow_other_keys,
         key=splits.fingerprint(key),
     )
-    arguments = {name: getattr(options, name) for name in _STORED}
+    arguments = json.loads(json.dumps({name: getattr(options, name) for name in _STORED}))
     arguments["exclude"] = sorted(
-        load_manifest(_directory(path))["metadata"][INDEX] for path in options.exclude
+        load_manifest(directory_of(path))["metadata"][INDEX] for path in options.exclude
     )
     arguments["key_fingerprint"] = policy.key
     recipe = _recipe(options)
@@ -166,7 +112,9 @@ def build(options: argparse.Namespace) -> str:
                 "versions": dict(recipe.versions),
                 "arguments": arguments,
             }
-            manifest, digests = finish(work / "final", parts, policy=policy, about=about)
+            manifest, digests = finish(
+                work / "final", parts, refused=inputs.refused, policy=policy, about=about
+            )
             manifest["inputs"] = _inputs_digest(inputs, digests)
             write_manifest(work / "final", manifest)
         summary = _summary(manifest, inputs, time.monotonic() - started)
@@ -182,12 +130,25 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     return Recipe(settings, options.key.resolve(), versions)
 
 
-def _directory(path: Path) -> Path:
-    return path.parent if path.name == MANIFEST else path
+def _licensed(inputs: Inputs, licences: tuple[str, ...] | None) -> Inputs:
+    """Leave out films, and masks, that are not of these licences; None takes all."""
+    if licences is None:
+        return inputs
+    rows, empty = inputs.rows, Row()
+    films = [film for film in inputs.films if rows.get(film, empty).licence in licences]
+    masks = {
+        film: mask
+        for film, mask in inputs.masks.items()
+        if rows.get(film, empty).mask_licence in licences
+    }
+    others = dict.fromkeys(set(inputs.films) - set(films), "licence not among those asked for")
+    return dataclasses.replace(
+        inputs, films=tuple(films), masks=masks, refused={**inputs.refused, **others}
+    )
 
 
 def _excluded(path: Path) -> list[Index]:
-    return [*read_index(_directory(path)).values()]
+    return [*read_index(directory_of(path)).values()]
 
 
 def _run(work: Path, options: argparse.Namespace, recipe: Recipe, inputs: Inputs) -> list[Part]:
@@ -248,7 +209,7 @@ def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
                 row=row,
                 report=inputs.reports.get(row.study, Report(findings="", impression="")),
                 patient=patient,
-                split=splits.split_of(patient),
+                split=row.split or splits.split_of(patient),
             )
         )
     return jobs

@@ -9,17 +9,18 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from data_prep.contours import NO_CONTOUR, find_lungs
+from data_prep.given import Mask, given_name
 from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
-from xmae_jax.data.film import Film, FilmError, dicom_ids, read_film, read_mask
+from xmae_jax.data.film import Film, dicom_ids, read_film
 from xmae_jax.data.index import Entry, perceptual_hash, pixel_digest
-from xmae_jax.data.lungs import heuristic_lungs, hull, mask_quality, rectangle
+from xmae_jax.data.lungs import hull
 from xmae_jax.data.records import FINDINGS, MASK_SIDE, Record, Report
 
 FITS = ("pad", "squash")
-LUNGS = ("auto", "given", "heuristic", "rectangle", "none")
-_FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
+FRAMES = ("refuse", "first")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Job:
 
     film: str  # path relative to the folder of films; what the id is made of
     path: Path
-    mask: Path | None
+    mask: Mask | None
     row: Row
     report: Report
     patient: str  # raw
@@ -42,6 +43,8 @@ class Settings:
     size: int
     fit: str
     lungs: str
+    retrocardiac: str
+    frames: str
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,6 @@ class Made:
     labels: dict[str, int]  # finding -> 1, 0 or -1, where known
 
 
-def prepare() -> None:
-    """Get a process ready to make records."""
-
-
 def patients_of(paths: Iterable[Path]) -> list[str]:
     """Read the raw patient ids of files from their DICOM headers; empty where there is none."""
     return [dicom_ids(path)[0] for path in paths]
@@ -64,22 +63,29 @@ def patients_of(paths: Iterable[Path]) -> list[str]:
 
 def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
-    film = read_film(job.path)
+    film = read_film(job.path, frames=settings.frames)
     view = job.row.view or film.view
     pixels, box = square_film(film.pixels, size=settings.size, fit=settings.fit)
-    mask, source = find_lungs(
-        film.pixels, job, lungs=settings.lungs, view=view if film.chest else "OTHER"
+    contour = find_lungs(
+        film.pixels,
+        job.mask,
+        lungs=settings.lungs,
+        retrocardiac=settings.retrocardiac,
+        view=view if film.chest else "OTHER",
+        name=given_name(job.mask, job.row.mask_source) if job.mask else "",
     )
-    stored = None if mask is None else square_mask(mask, box=box, size=settings.size)
+    stored = (
+        None if contour.mask is None else square_mask(contour.mask, box=box, size=settings.size)
+    )
     if stored is None or not stored.any():  # a few pixels may vanish on the way
-        stored, source = None, "none"
+        stored, contour = None, NO_CONTOUR
     alone = f"film:{job.film}"  # a film of no known study is a study of its own
     record = Record(
         image=records.encode_image(pixels),
         lung_mask=None if stored is None else records.encode_mask(stored),
         lung_hull=None if stored is None else records.encode_mask(hull(stored)),
-        mask_source=source,
-        mask_quality=0.0 if stored is None else mask_quality(stored),
+        mask_source=contour.source,
+        mask_quality=contour.quality,
         id=keyed_id(key, "film", job.film),
         patient=keyed_id(key, "patient", job.patient),
         study=keyed_id(key, "study", job.row.study or film.study or alone),
@@ -150,39 +156,6 @@ def square_mask(
     square.paste(resized, (left, top))
     side = min(size, MASK_SIDE)
     return np.asarray(square.resize((side, side), Image.Resampling.BOX)) >= 128
-
-
-def find_lungs(
-    pixels: UInt8[np.ndarray, "h w"], job: Job, *, lungs: str, view: str
-) -> tuple[Bool[np.ndarray, "h w"] | None, str]:
-    """Choose a film's lung mask; return it with its source ("none" if there is none).
-
-    A given mask that is empty, full, unreadable or of another shape than the film counts as
-    absent. The heuristic knows frontal films only; a film of unknown view is taken for one, but
-    not one of another part of the body (view "OTHER").
-    """
-    if lungs in ("auto", "given") and job.mask is not None:
-        mask = _given(job.mask, pixels.shape)
-        if mask is not None:
-            return mask, f"given:{job.row.mask_source or 'file'}"
-    frontal = not view or view.upper().startswith(_FRONTAL)
-    if lungs in ("auto", "heuristic") and frontal:
-        mask = heuristic_lungs(pixels)
-        return (mask, "heuristic") if mask.any() else (None, "none")
-    if lungs == "rectangle":
-        return rectangle(pixels.shape), "rectangle"
-    return None, "none"
-
-
-def _given(path: Path, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
-    try:
-        mask = read_mask(path)
-    except FilmError:
-        return None
-    stretched = (mask.shape[0] / shape[0]) / (mask.shape[1] / shape[1])
-    if abs(math.log(stretched)) > 0.02 or mask.all() or not mask.any():
-        return None
-    return mask
 
 
 def _stored_spacing(film: Film, box: tuple[int, int, int, int]) -> np.ndarray:

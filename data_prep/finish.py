@@ -41,17 +41,23 @@ class _Kept:
 
 
 def finish(
-    output: Path, parts: Sequence[Part], *, policy: Policy, about: dict[str, Any]
+    output: Path,
+    parts: Sequence[Part],
+    *,
+    refused: dict[str, str],
+    policy: Policy,
+    about: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write everything but the manifest into an empty folder.
 
-    about: the manifest's entries on how the data set was made. Returns the manifest so far, and
-    film -> digest of its inputs. Raises DataError if no film is left.
+    refused: what was not read, and why; about: the manifest's entries on how the data set was
+    made. Returns the manifest so far, and film -> digest of its inputs. Raises DataError if no film
+    is left.
     """
     outcomes = [read_outcome(part) for part in parts]
     entries = [entry for outcome in outcomes for entry in outcome.entries]
     films = [film for outcome in outcomes for film in outcome.films]
-    rejected = [pair for outcome in outcomes for pair in outcome.rejected]
+    rejected = [*refused.items()] + [pair for one in outcomes for pair in one.rejected]
     _check_ids(entries)
     out = duplicates.excluded(
         entries, policy.exclude, key=policy.key, allow_other_keys=policy.allow_other_keys

@@ -119,16 +119,18 @@ class Join:
             if row.patient in self._splits and not row.split:
                 self.rows[film] = replace(row, split=self._splits[row.patient])
         tables, notes = list(tables), list(notes)
-        if isinstance(masks, Path) and masks.is_dir():
-            masks = _join_masks(masks, self.films)
-        elif isinstance(masks, Path):
+        if masks is None or isinstance(masks, dict):
+            given = masks or {}
+        elif masks.is_dir():
+            given = _join_masks(masks, self.films)
+        else:
+            given, note = read_chexmask(masks, lambda depth: tails(self.films, depth))
             tables.append(masks)
-            masks, note = read_chexmask(masks, lambda depth: tails(self.films, depth))
             notes.append(note)
         return Inputs(
             root=self.root,
             films=self.films,
-            masks=masks or {},
+            masks=dict(given),
             rows=self.rows,
             reports=reports or {},
             tables=tuple(tables),

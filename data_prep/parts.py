@@ -15,8 +15,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from data_prep import splits
-from data_prep.films import Job, Made, Settings, make_record, prepare
-from data_prep.inputs import sha256_of
+from data_prep.films import Job, Made, Settings, make_record
+from data_prep.inputs import mask_digest, sha256_of
 from data_prep.sandbox import Sandbox
 from xmae_jax.data import records
 from xmae_jax.data.film import FilmError
@@ -69,7 +69,7 @@ class Recipe:
     def digest(self, part: Part) -> str:
         """Name what a part is made from, but for the contents of the files."""
         jobs = [
-            (job.film, str(job.mask and job.mask.name), repr(job.row), job.report, job.patient)
+            (job.film, job.mask is None, repr(job.row), job.report, job.patient)
             for job in part.jobs
         ]
         key = splits.fingerprint(splits.load_key(self.key))
@@ -90,7 +90,7 @@ def plan_parts(folder: Path, jobs: Sequence[Job]) -> list[Part]:
 
 def digest_job(job: Job) -> str:
     """Hash a film's file and its mask's."""
-    return f"{sha256_of(job.path)} {sha256_of(job.mask) if job.mask else ''}"
+    return f"{sha256_of(job.path)} {mask_digest(job.mask) if job.mask else ''}"
 
 
 def build_part(part: Part, recipe: Recipe, sandbox: Sandbox, *, tell: Tell) -> None:
@@ -173,7 +173,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         """Start no process yet."""
-        self._all = [Sandbox(prepare) for _ in range(count)]
+        self._all = [Sandbox() for _ in range(count)]
         self._free: SimpleQueue[Sandbox] = SimpleQueue()
         for sandbox in self._all:
             self._free.put(sandbox)

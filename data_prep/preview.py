@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep.build import BAD_DATA, DISK, INTERRUPTED, USAGE, Parser, UsageError
+from data_prep.arguments import BAD_DATA, DISK, INTERRUPTED, USAGE, Parser, UsageError
 from data_prep.pictures import Shards, caption, drawn, hidden, outlined, read_places, worst
 from xmae_jax.data.index import Entry, read_entries
 from xmae_jax.data.manifest import DataError, check, load_manifest

@@ -9,7 +9,7 @@ import contextlib
 import resource
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +20,7 @@ from xmae_jax.data.processes import die_with_parent
 
 SECONDS = 20.0  # a file; the largest film that is read takes 5
 MEMORY = 1 << 30  # bytes above what the child has when it is ready
-_START = 300.0  # seconds to import, and to compile the lung model
+_START = 300.0  # to import, and to load and compile the lung model
 
 T = TypeVar("T")
 
@@ -32,9 +32,8 @@ _CONTEXT.set_forkserver_preload(["data_prep.films"])
 class Sandbox:
     """One child at a time; not to be shared by threads."""
 
-    def __init__(self, prepare: Callable[[], Any]) -> None:
-        """Set what each child does first, before its memory is limited; it starts when needed."""
-        self._prepare = prepare
+    def __init__(self) -> None:
+        """Start no child yet: it starts when it is needed."""
         self._process: Any = None
         self._connection: Connection | None = None
         self._ended = False
@@ -59,10 +58,13 @@ class Sandbox:
             raise RuntimeError("the process that reads files was ended")
         connection = self._connection or self._start()
         connection.send((function, arguments))
-        if not connection.poll(SECONDS):
-            self.close()
-            raise FilmError(f"not read within {SECONDS:.0f} s")
-        kind, value = connection.recv()
+        kind, value, seconds = "", None, SECONDS
+        while kind in ("", "waits", "goes on"):
+            if not connection.poll(seconds):
+                self.close()
+                raise FilmError(f"not read within {SECONDS:.0f} s")
+            kind, value = connection.recv()
+            seconds = _START if kind == "waits" else SECONDS
         if kind == "film":
             raise FilmError(value)
         if kind == "error":  # ours, not the file's
@@ -71,7 +73,7 @@ class Sandbox:
 
     def _start(self) -> Connection:
         self._connection, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_serve, args=(theirs, self._prepare), daemon=True)
+        process = _CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
         self._process = process
@@ -104,10 +106,26 @@ class Sandbox:
         self._process = self._connection = None
 
 
-def _serve(connection: Connection, prepare: Callable[[], Any]) -> None:
+@contextlib.contextmanager
+def not_the_file() -> Iterator[None]:
+    """Lift a child's limits for work that is not the file's doing, as loading a model."""
+    if not _PARENT:
+        yield
+        return
+    _PARENT[0].send(("waits", None))
+    _limit(free=True)
+    yield
+    _limit()
+    _PARENT[0].send(("goes on", None))
+
+
+_PARENT: list[Connection] = []  # of a child: one connection; elsewhere empty
+
+
+def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
     die_with_parent()
-    prepare()
+    _PARENT.append(connection)
     _limit()
     connection.send(None)
     while True:
@@ -128,11 +146,11 @@ def _serve(connection: Connection, prepare: Callable[[], Any]) -> None:
         connection.send(answer)
 
 
-def _limit() -> None:
-    """Bound this process's memory, and let a crash leave no picture of it."""
+def _limit(*, free: bool = False) -> None:
+    """Bound this process's memory, or free it, and let a crash leave no picture of it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     size = Path("/proc/self/statm")
     if size.exists():  # Linux; elsewhere the bound on address space means little
         used = int(size.read_text().split()[0]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (hard if free else used + MEMORY, hard))

@@ -6,13 +6,13 @@ A cell's content never stands in an error: it may say who the patient is.
 import codecs
 import csv
 import gzip
+import io
 import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from xmae_jax.data.findings import FINDINGS, find
 from xmae_jax.data.records import DataError
@@ -165,7 +165,7 @@ class _Lines:
 
     def __enter__(self) -> None:
         packed = self.path.suffix == ".gz"
-        self._file: IO[bytes] = gzip.open(self.path) if packed else self.path.open("rb")
+        self._file: io.BufferedIOBase = gzip.open(self.path) if packed else self.path.open("rb")
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

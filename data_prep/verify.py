@@ -19,7 +19,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from data_prep.build import BAD_DATA, INTERRUPTED, USAGE
+from data_prep.arguments import BAD_DATA, INTERRUPTED, USAGE
 from data_prep.inputs import sha256_of
 from xmae_jax.data.index import INDEX, read_entries
 from xmae_jax.data.manifest import MANIFEST, DataError, compare, load_manifest

@@ -57,7 +57,7 @@ def test_blocks_and_recomputation_at_640_px_give_plain_attention_s_gradient(film
     def gradient(**changes):
         mae = objective_of(dataclasses.replace(config, **changes), OBJECTIVES)
         record = Records(films, "train")[0]
-        film = view_of(config, mae, None)(record, np.random.default_rng(0))
+        film = view_of(config, mae, train=False)(record, np.random.default_rng(0))
         batch = {name: jnp.asarray(x)[None] for name, x in film.items()}
         batch |= {"mask": jnp.ones(1, bool), "id": jnp.zeros((1, 2), jnp.int32)}
         key, step = rng.key(0, "train"), jnp.zeros((), jnp.int32)

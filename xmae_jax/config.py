@@ -20,6 +20,7 @@ import pydantic
 from ml_collections.config_dict import placeholder
 
 from xmae_jax.attention import Backend
+from xmae_jax.data.augment import Augment
 from xmae_jax.models.layers import Remat
 from xmae_jax.optim import OptimConfig
 
@@ -44,6 +45,8 @@ class DataConfig:
     contour_region: Literal["lungs", "hull"]
     crop_scale: tuple[float, float] | None
     """Share of the film that a random crop covers; None shows whole films."""
+    augment: Augment | None
+    """How views that know of it change a film for training; None leaves it as it is."""
     threads: int
     workers: int
     """Loader processes; 0 uses threads."""

@@ -92,6 +92,19 @@ def _panel(pixels: Float[np.ndarray, "h w"] | Float[np.ndarray, "h w 3"]) -> Ima
     return image.convert("RGB").resize((_PANEL, _PANEL), Image.Resampling.LANCZOS)
 
 
+def outlined(
+    image: UInt8[np.ndarray, "h w 1"], mask: Bool[np.ndarray, "m m"] | None
+) -> Image.Image:
+    """Draw a film with the contour of a mask, if there is one."""
+    panel = _panel(image[:, :, 0].astype(np.float32) / 255)
+    if mask is None:
+        return panel
+    at_panel_size = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).resize(panel.size)
+    pixels = np.asarray(panel).copy()
+    pixels[find_boundaries(np.asarray(at_panel_size) > 127)] = (255, 140, 0)
+    return Image.fromarray(pixels)
+
+
 def reconstruction_panels(
     image: UInt8[np.ndarray, "h w 1"],
     region: UInt8[np.ndarray, "m m"],
@@ -109,14 +122,11 @@ def reconstruction_panels(
     unseen, aim = (np.kron(m, np.ones((scale, scale))).astype(bool) for m in (hidden, target))
     guess = np.where(aim, reconstruction[:, :, 0], film)
 
-    at_panel_size = Image.fromarray(region * np.uint8(255)).resize((_PANEL, _PANEL))
-    contour = np.asarray(_panel(film)).copy()
-    contour[find_boundaries(np.asarray(at_panel_size) > 127)] = (255, 140, 0)
     grey = np.repeat(film[:, :, None], 3, axis=2)
     error = np.repeat((4 * np.abs(guess - film))[:, :, None], 3, axis=2)
     return {
         "film": _panel(film),
-        "masked by": Image.fromarray(contour),
+        "masked by": outlined(image, region > 0),
         "visible": _panel(np.where(unseen[:, :, None], _UNSEEN, grey)),
         "visible + predicted": _panel(guess),
         "error x 4": _panel(np.where(aim[:, :, None], error, _UNSEEN)),

@@ -3,13 +3,15 @@
 Any of its forms: CheXpert-v1.0, CheXpert-v1.0-small, or the four "batch" folders of the download.
 """
 
-from pathlib import Path, PurePosixPath
+import re
+from pathlib import Path
 
 from data_prep.adapters.shared import need, refuse, there, view_of
 from data_prep.inputs import SPLIT_NAMES, Inputs, Join, Row
 from data_prep.tables import Line, Table
 
 _WHERE = "https://stanfordaimi.azurewebsites.net (CheXpert)"
+_PATH = re.compile(r"(\w+)/(patient\d+)/(study\d+)/(\w+)\.jpg$")
 
 
 def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None) -> Inputs:
@@ -31,11 +33,11 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
         table = Table(path, required=("Path",))
         findings = table.findings()
         for line in table:
-            parts = PurePosixPath(line.id("Path")).with_suffix("").parts
-            split = SPLIT_NAMES.get(parts[-4]) if len(parts) > 3 else None
-            if not split or not parts[-3].startswith("patient"):
+            match = _PATH.search(line.id("Path"))
+            split = SPLIT_NAMES.get(match[1]) if match else None
+            if not match or not split:
                 raise line.error("Path", "not .../train/patient00001/study1/view1_frontal.jpg")
-            patient, study, view = parts[-3:]
+            patient, study, view = match.groups()[1:]
             row = Row(
                 patient=f"chexpert:{patient}",
                 study=f"chexpert:{patient}/{study}",
@@ -45,7 +47,7 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
                 split=split,
                 licence="Stanford University Dataset Research Use Agreement",
             )
-            join.add(join.film("/".join(parts[-3:])), row, line)
+            join.add(join.film(f"{patient}/{study}/{view}"), row, line)
     return join.inputs(tables=tables, masks=masks)
 
 

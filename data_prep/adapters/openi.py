@@ -149,7 +149,7 @@ def _views(table: Path) -> dict[str, str]:
 
 
 def _xml(folder: Path, views: dict[str, str]) -> Iterator[_Study]:
-    """Parse the reports; a film CXR1_1_IM-0001-3001 may be called so, or without its first part."""
+    """Parse the reports; a film CXR2_IM-0652-1001 may be called so, 2_IM-... or 2_IM-....dcm."""
     paths = sorted(folder.glob("*.xml"))
     if not paths:
         raise DataError(f"{folder}: no 1.xml, 2.xml, ... (from {_WHERE})")
@@ -157,10 +157,12 @@ def _xml(folder: Path, views: dict[str, str]) -> Iterator[_Study]:
         root = _parse(path)
         texts = {part.get("Label", ""): part.text or "" for part in root.iter("AbstractText")}
         names = [image.get("id", "") for image in root.iter("parentImage")]
-        shorts = [name.partition("_")[2] for name in names]
-        uid = root.find("uId")
+        found = root.find("uId")
+        uid = (found.get("id", "") if found is not None else "").removeprefix("CXR") or path.stem
+        # Report 1 alone has its number twice: CXR1_1_IM-0001-3001 is the film 1_IM-0001-3001.
+        shorts = [name.removeprefix("CXR").replace(f"{uid}_{uid}_", f"{uid}_") for name in names]
         yield _Study(
-            uid=(uid.get("id", "") if uid is not None else "").removeprefix("CXR") or path.stem,
+            uid=uid,
             terms=tuple(term.text or "" for term in root.iter("major")),
             report=Report(
                 findings=texts.get("FINDINGS", "").strip()[:MAX_TEXT],

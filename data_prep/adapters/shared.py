@@ -15,11 +15,11 @@ def need(folder: Path, *names: str, where: str) -> Path:
 
     where: from where to get it. Raises DataError if there is none, or more than one.
     """
-    found = [path for name in names for path in _named(folder, name)]
+    found = sorted({path for name in names for path in _named(folder, name)})
     if not found:
         raise DataError(f"{folder}: no {' or '.join(names)} (from {where})")
     if len(found) > 1:
-        raise DataError(f"{folder}: {' and '.join(str(path) for path in found)}: which one?")
+        raise DataError(f"{folder}: {' or '.join(map(str, found))}?")
     return found[0]
 
 

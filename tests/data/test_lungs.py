@@ -10,7 +10,15 @@ from PIL import Image
 from skimage.draw import ellipse
 
 from xmae_jax.data.film import read_film, read_mask
-from xmae_jax.data.lungs import heuristic_lungs, hull, mask_quality, rectangle
+from xmae_jax.data.lungs import (
+    certainty,
+    contour_of,
+    dice,
+    heuristic_lungs,
+    hull,
+    mask_quality,
+    rectangle,
+)
 
 
 def two_lungs(shape=(300, 280), *, left=True, right=True):
@@ -30,10 +38,6 @@ def made_film(lungs, seed=0):
     body[ellipse(0.6 * height, 0.5 * width, 0.58 * height, 0.47 * width, shape=lungs.shape)] = 190
     noise = np.random.default_rng(seed).normal(0, 8, lungs.shape)
     return (np.where(lungs, 80, body) + noise).clip(0, 255).astype(np.uint8)
-
-
-def dice(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
 def test_rectangle_is_that_of_the_released_code():
@@ -68,10 +72,50 @@ def test_quality_orders_masks():
     speck[5, 5] = True
     assert both == pytest.approx(1)
     assert 0.1 < one < 0.5
+    assert mask_quality(two_lungs().T) == 0  # one above the other
+    small = two_lungs()
+    small[:, 140:] &= np.arange(300)[:, None] < 120
+    assert 0.4 < mask_quality(small) < 0.9
+    touching = two_lungs()
+    touching[120:170] = True  # from border to border, and one part
+    assert mask_quality(touching) < 0.3
+    assert mask_quality(np.kron(two_lungs(), np.ones((7, 7), bool))) == pytest.approx(
+        both, abs=0.01
+    )
     assert mask_quality(speck) < 0.01
     assert mask_quality(np.zeros((9, 9), bool)) == mask_quality(np.ones((9, 9), bool)) == 0
     noise = np.random.default_rng(0).random((300, 280)) < 0.3
     assert mask_quality(noise) < 0.1
+
+
+def test_dice():
+    a = np.arange(6).reshape(2, 3) < 2
+    assert dice(a, a) == 1 and dice(a, ~a) == 0
+    assert dice(a, np.ones((2, 3), bool)) == 0.5
+    assert dice(a & ~a, a & ~a) == 0
+
+
+def test_a_contour_is_two_parts_without_holes():
+    drawn = two_lungs((128, 128))
+    probability = np.where(drawn, 0.9, 0.1).astype(np.float32)
+    probability[60:66, 36:42] = 0.2  # a hole
+    probability[2:12, 2:12] = 0.8  # a third part
+    contour = contour_of(probability, (512, 400))
+    wanted = np.asarray(Image.fromarray(drawn).resize((400, 512)))
+    assert contour.shape == (512, 400) and dice(contour, wanted) > 0.98
+    assert not contour[:60, :60].any() and contour[252, 120]
+    ring = np.zeros((64, 64), np.float32)  # two lungs that touch above and below
+    ring[10:50, 10:54] = 1
+    ring[20:40, 25:39] = 0
+    assert not contour_of(ring, (64, 64))[30, 32]
+    assert not contour_of(np.zeros((64, 64), np.float32), (90, 90)).any()
+
+
+def test_certainty():
+    drawn = two_lungs((64, 64))
+    levels = [certainty(np.where(drawn, p, 0.2).astype(np.float32)) for p in (0.4, 0.7, 0.8, 0.95)]
+    assert levels[0] == levels[1] == 0 and levels[2] == pytest.approx(0.5, abs=0.01)
+    assert levels[3] == 1
 
 
 @pytest.mark.parametrize("shape", [(300, 280), (1400, 1200), (256, 360)])

@@ -65,7 +65,18 @@ def archive(tmp_path):
 
 
 def run(archive, output, *extra):
-    standard = ["--input", archive, "--output", output, "--size", 96, "--workers", 1]
+    standard = [
+        "--input",
+        archive,
+        "--output",
+        output,
+        "--size",
+        96,
+        "--workers",
+        1,
+        "--lungs",
+        "given",
+    ]
     return main([str(part) for part in [*standard, *extra]])
 
 

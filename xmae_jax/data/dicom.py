@@ -5,7 +5,6 @@ the first megabytes only, and the pixel data are read when the header has been f
 """
 
 import io
-import logging
 import math
 import zlib
 from dataclasses import dataclass
@@ -54,10 +53,6 @@ _VENDORS = {
     "vieworks": "Vieworks",
 }
 
-# Their log lines repeat header values; without a handler, Python prints such lines.
-for _name in ("pydicom", "pylibjpeg", "openjpeg"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
-
 
 @dataclass(frozen=True)
 class Header:
@@ -104,7 +99,7 @@ def read_header(path: Path) -> Header:
     vr, length = found[0]
     return Header(
         dataset=dataset,
-        syntax=_syntax(dataset),
+        syntax=DeflatedExplicitVRLittleEndian if prefix else _syntax(dataset),
         start=buffer.tell() + (12 if vr in _LONG else 8),
         length=None if length == 0xFFFFFFFF else length,
         inflate_from=deflated,

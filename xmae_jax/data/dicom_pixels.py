@@ -23,10 +23,6 @@ from xmae_jax.data.dicom import Header, check_header, pixel_bytes, pixel_ratio, 
 from xmae_jax.data.limits import FilmError, check_size
 from xmae_jax.data.tone import dicom_grey
 
-# OpenCV has to be loaded before GDCM, which pydicom loads: the other way round, freeing memory
-# inside OpenCV ends the process. So this module imports cv2, and needs to.
-_RESIZE = cv2.INTER_LINEAR
-
 _NATIVE = (
     uid.ImplicitVRLittleEndian,
     uid.ExplicitVRLittleEndian,
@@ -45,9 +41,7 @@ _PLUGINS = {
 }
 
 
-def read_dicom(
-    path: Path, *, frames: str = "refuse"
-) -> tuple[UInt8[np.ndarray, "h w"], Header]:
+def read_dicom(path: Path, *, frames: str = "refuse") -> tuple[UInt8[np.ndarray, "h w"], Header]:
     """Read a film's grey values, in square pixels, and its header."""
     header = read_header(path)
     dataset = header.dataset
@@ -190,7 +184,7 @@ def _jpeg8(frame: bytes, dataset: Any) -> Integer[np.ndarray, "h w"]:
 def _jpeg12(frame: bytes, stream: Codestream) -> Integer[np.ndarray, "h w"]:
     """Decode a 12-bit JPEG by GDCM itself; pydicom does not hand it over."""
     try:
-        import gdcm
+        import gdcm  # never before zlib: the system's library would call GDCM's copy, and crash
     except ImportError:
         raise FilmError("DICOM: 12-bit JPEG needs a decoder that is not installed") from None
     if b"\xff\xd9" not in frame[-64:]:
@@ -257,4 +251,4 @@ def _square(pixels: UInt8[np.ndarray, "h w"], ratio: float) -> UInt8[np.ndarray,
     if size == (width, height):
         return pixels
     check_size(size[1], size[0])
-    return cv2.resize(pixels, size, interpolation=_RESIZE)
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)

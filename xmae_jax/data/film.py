@@ -6,6 +6,7 @@ raises FilmError, whose reason names the cause and never repeats a value that co
 patient.
 """
 
+import logging
 import math
 import stat
 import warnings
@@ -15,25 +16,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pydicom
 from jaxtyping import Bool, UInt8
+from pydicom.config import disable_value_validation
 
-from xmae_jax.data import pictures
+from xmae_jax.data import looks, pictures
 from xmae_jax.data.dicom import dicom_facts, raw_ids, read_header, spacing
 from xmae_jax.data.dicom_pixels import read_dicom
 from xmae_jax.data.limits import MAX_BYTES, FilmError
-from xmae_jax.data.text_marks import has_text
-from xmae_jax.data.tone import histogram
 
-FLAGS = {
-    "aspect": "more than twice as long as wide, or the other way round",
-    "bits": "fewer than 64 grey levels",
-    "body_part": "the header names another part of the body than the chest",
-    "burnt_in_text": "a line of text in the picture, or a header that says so",
-    "low_contrast": "98 % of the picture within 32 of 256 grey levels",
+# All that `Film.flags` may hold, and what each means.
+FLAGS = looks.FLAGS | {
+    "body_part": "a DICOM header that names another part of the body than the chest",
     "modality": "a DICOM header that names no kind of radiograph",
-    "view": "the header names a view that is not frontal",
+    "view": "a DICOM header that names a view that is not frontal",
 }
+
+# Their log lines repeat headers and tags; without a handler, Python prints the warnings.
+for _name in ("pydicom", "pylibjpeg", "openjpeg", "PIL"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _T = TypeVar("_T")
 _PICTURES = ("PNG", "JPEG", "TIFF")
@@ -130,7 +130,7 @@ def sniff(path: str | Path) -> str:
 def _guarded(kind: str, read: Callable[[], _T]) -> _T:
     """Call a reader in silence and turn whatever a broken file makes it raise into FilmError."""
     try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        with warnings.catch_warnings(), disable_value_validation():
             warnings.simplefilter("ignore")  # they quote the header
             return read()
     except FilmError as error:
@@ -151,19 +151,5 @@ def _read(path: Path, kind: str, *, frames: str) -> Film:
     else:
         pixels, bits = pictures.read_picture(path, kind, frames=frames)
         facts: dict[str, Any] = {"bits": bits, "flags": ()}
-    facts["flags"] = tuple(sorted({*facts["flags"], *_look(pixels, facts["bits"])}))
+    facts["flags"] = tuple(sorted({*facts["flags"], *looks.flags_of(pixels, facts["bits"])}))
     return Film(pixels=pixels, kind=kind, original_size=pixels.shape, **facts)
-
-
-def _look(pixels: UInt8[np.ndarray, "h w"], bits: int) -> list[str]:
-    """Return the flags that the picture itself earns."""
-    counts = histogram(pixels, 0)
-    share = np.cumsum(counts) / pixels.size
-    low, high = np.searchsorted(share, (0.01, 0.99))
-    found = {
-        "aspect": max(pixels.shape) > 2 * min(pixels.shape),
-        "bits": bits < 8 or np.count_nonzero(counts) < 64,
-        "low_contrast": high - low < 32,
-        "burnt_in_text": has_text(pixels),
-    }
-    return [flag for flag, on in found.items() if on]

@@ -1,4 +1,4 @@
-"""Where the lungs are: a contour without a model, its convex hull, and how far to trust it.
+"""Where the lungs are: contours with and without a model, their hull, and how far to trust them.
 
 The heuristic lays the mean outline of two lungs over the film at every place, width and aspect
 ratio, keeps the one whose inside is darkest against a thin rim around it, and lets the grey
@@ -7,7 +7,9 @@ rectangle is the one of the released code of the paper that this project follows
 """
 
 from functools import lru_cache
+from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Integer, UInt8
 from PIL import Image
@@ -26,6 +28,18 @@ OUTLINES = tuple(
     for outline in _OUTLINES
 )
 
+CHANNELS = ("lungs", "lungs_with_heart")
+"""Two conventions of a contour: without the lung behind the heart, or with most of it."""
+CONVENTIONS = {
+    "montgomery-manual": "lungs",
+    "shenzhen-manual-stirenko": "lungs",
+    "v7-darwin-human": "lungs_with_heart",
+    "phantom-v1": "lungs",
+}
+"""Which one a mask follows, by the name in "given:NAME" or by the film's source."""
+OUTER = 0.15  # of the width of both lungs: the part along the chest wall that no heart reaches
+_FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
+
 SEARCH_SIDE = 64  # px, long side of the film while the outline is searched
 SIDE = 128  # px, while it is refined
 WIDTHS = np.linspace(0.5, 0.95, 10)  # of both lungs, as a share of the film
@@ -33,6 +47,43 @@ ASPECTS = (0.8, 0.95, 1.1, 1.3, 1.55)  # width over height of both lungs; 5 % to
 RIM = 0.04  # of the lungs' width: narrow, so as to stay within the chest wall
 # Frontal films score 0.14 and more (1st percentile), laterals and inverted films 0.13 at most.
 MIN_CONTRAST = 0.13
+MAX_HOLE = 0.05  # of a contour's area
+
+
+def convention(record: dict[str, Any]) -> str | None:
+    """Name the channel whose convention a record's mask follows; None if that is not known."""
+    kind, _, name = record["mask_source"].partition(":")
+    if kind != "given":
+        return None
+    return CONVENTIONS.get(name) or CONVENTIONS.get(record["source"])
+
+
+def truths(
+    mask: Bool[np.ndarray, "m m"], region: Bool[np.ndarray, "m m"], *, drawn: str
+) -> tuple[Bool[np.ndarray, "m m 2"], Bool[np.ndarray, "m m 2"]]:
+    """Return what a contour tells of each channel: (inside, unknown); `region` is its hull.
+
+    It tells all of the channel that was drawn, and of the other what both conventions have in
+    common. Lungs without the heart lie inside those with it, which stay within the hull. Lungs with
+    the heart tell what lies outside both, and their outer part is lung, as no heart comes near it.
+    """
+    inside = np.repeat(mask[:, :, None], len(CHANNELS), axis=2)
+    unknown = np.zeros_like(inside)
+    if drawn == "lungs":
+        unknown[:, :, 1] = region & ~mask
+        return inside, unknown
+    columns = np.arange(mask.shape[1])
+    left = region.argmax(axis=1)[:, None]
+    right = region.shape[1] - 1 - region[:, ::-1].argmax(axis=1)[:, None]
+    band = OUTER * region.any(axis=0).sum()
+    outer = np.minimum(columns - left, right - columns) < band
+    unknown[:, :, 0] = mask & ~outer
+    return inside, unknown
+
+
+def is_frontal(view: str) -> bool:
+    """Say whether a view is frontal; one that is not known counts as frontal."""
+    return not view or view.upper().startswith(_FRONTAL)
 
 
 def rectangle(shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -54,22 +105,79 @@ def hull(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return morphology.convex_hull_image(mask)
 
 
+def contour_of(
+    probability: Float32[np.ndarray, "m m"], shape: tuple[int, int]
+) -> Bool[np.ndarray, "h w"]:
+    """Make a film's contour of a channel that a model gave: the two largest parts, without holes.
+
+    Probabilities are enlarged and not the contour, which so stays smooth.
+    """
+    inside = probability >= 0.5
+    labels = _components(inside)
+    areas = np.bincount(labels.ravel())[1:]
+    kept = np.isin(labels, 1 + np.argsort(areas)[::-1][:2]) & inside
+    holes = _components(np.asarray(ndimage.binary_fill_holes(kept)) & ~kept)
+    sizes = np.bincount(holes.ravel())
+    small = sizes < MAX_HOLE * kept.sum()  # what two lungs that touch enclose is none
+    clean = np.where(inside & ~kept, np.float32(0), probability)
+    clean = np.where((holes > 0) & small[holes], np.float32(1), clean)
+    return cv2.resize(clean, shape[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5
+
+
+def certainty(probability: Float32[np.ndarray, "m m"]) -> float:
+    """Rate from 0 to 1 how sure a model is of what it counts as inside.
+
+    In full from a mean distance of 0.7 to even odds (of 1), which the least clear frontal films
+    reach; masks, textures and turned films that look like lungs to the model mostly do not.
+    """
+    inside = probability[probability >= 0.5]
+    if not inside.size:
+        return 0.0
+    return float(np.clip((np.mean(2 * inside - 1) - 0.5) / 0.2, 0, 1))
+
+
+def dice(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
+    """Return how far two masks agree, from 0 to 1; two empty ones do not."""
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 0.0
+
+
 def mask_quality(mask: Bool[np.ndarray, "h w"]) -> float:
     """Rate from 0 to 1 how much a mask looks like two lungs on a frontal film.
 
-    The product of four parts: area (12 % to 70 % of the film in full), two components of like
-    size, little beside them, and little contact with the film's border. Empty and full are 0.
+    The product of five parts: area (12 % to 70 % of the film in full), two components of like
+    size, one beside the other, little besides them, and little contact with the film's border.
+    Empty and full are 0.
     """
     if not mask.any() or mask.all():
         return 0.0
-    areas = np.sort(np.bincount(_components(mask).ravel())[1:])[::-1] / mask.size
+    every = max(1, max(mask.shape) // SIDE)
+    mask = mask[::every, ::every]
+    labels = _components(mask)
+    areas = np.bincount(labels.ravel())[1:] / mask.size
+    if not areas.size:  # so thin that it is missed
+        return 0.0
+    order = np.argsort(areas)[::-1]
     share = areas.sum()
-    second = areas[1] if len(areas) > 1 else 0.0
+    second = areas[order[1]] if len(areas) > 1 else 0.0
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
     area = min(share / 0.12, (0.9 - share) / 0.2, 1.0)
-    pair = 0.3 + 0.7 * min(2 * second / areas[0], 1.0)
-    rest = 1 - min(4 * areas[2:].sum() / share, 1.0)
-    return float(max(area, 0.0) * pair * rest * (1 - min(border, 1.0)))
+    pair = 0.3 + 0.7 * min(2 * second / areas[order[0]], 1.0)
+    rest = 1 - min(4 * areas[order[2:]].sum() / share, 1.0)
+    boxes = ndimage.find_objects(labels)
+    beside = _beside(*(boxes[i] for i in order[:2])) if len(areas) > 1 else 1.0
+    return float(max(area, 0.0) * pair * beside * rest * (1 - min(border, 1.0)))
+
+
+def _beside(one: tuple[slice, slice], other: tuple[slice, slice]) -> float:
+    """Rate whether two boxes share rows, as they should, and not columns; half of each will do."""
+
+    def shared(a: slice, b: slice) -> float:
+        length = min(a.stop - a.start, b.stop - b.start)
+        return max(min(a.stop, b.stop) - max(a.start, b.start), 0) / length
+
+    rows, columns = (shared(a, b) for a, b in zip(one, other, strict=True))
+    return min(2 * rows, 1.0) * min(2 * (1 - columns), 1.0)
 
 
 def heuristic_lungs(pixels: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -15,9 +15,9 @@ import simplejpeg
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image
 
-from xmae_jax.data import tiff
+from xmae_jax.data import png, tiff
 from xmae_jax.data.codestream import jpeg_stream
-from xmae_jax.data.limits import FilmError, check_pixels, check_size
+from xmae_jax.data.limits import MAX_PIXELS, FilmError, check_pixels, check_size
 from xmae_jax.data.tone import stretched_picture
 
 _ERRORS = (OSError, SyntaxError, EOFError, struct.error, zlib.error, ValueError)
@@ -32,7 +32,7 @@ def read_picture(
         return read_jpeg(data)
     picture, bits = _opened(data, kind, frames=frames)
     check_size(picture.height, picture.width)
-    _load(picture, kind)
+    _load(picture, data, kind)
     exif = picture.info.get("exif", b"")[6:] if kind == "PNG" else b""
     if kind == "PNG" and bits == 16 and picture.mode[0] != "I":
         pixels = _deep_colour(data)
@@ -53,7 +53,7 @@ def read_jpeg(data: bytes) -> tuple[UInt8[np.ndarray, "h w"], int]:
         raise FilmError("JPEG of other than 8 bits")
     if stream.components == 4:
         picture, _ = _opened(data, "JPEG", frames="first")
-        _load(picture, "JPEG")
+        _load(picture, data, "JPEG")
         pixels = _grey(picture)
     else:
         try:
@@ -68,7 +68,7 @@ def read_mask(path: Path, kind: str) -> Bool[np.ndarray, "h w"]:
     """Read a picture as a mask: any colour counts, alpha does not."""
     data = path.read_bytes()
     picture, _ = _opened(data, kind, frames="refuse")
-    _load(picture, kind)
+    _load(picture, data, kind)
     if picture.mode in ("P", "PA", "CMYK"):
         picture = picture.convert("RGB")
     values = np.asarray(picture)
@@ -96,30 +96,41 @@ def _opened(data: bytes, kind: str, *, frames: str) -> tuple[Any, int]:
         picture = Image.open(io.BytesIO(data), formats=(kind,))
         check_pixels(picture.height, picture.width)
         if kind == "PNG":
-            bits = 8 if picture.mode == "P" else data[24]
+            bits = png.depth(data)
             several = getattr(picture, "n_frames", 1) > 1
             # Decoding skips the checksums of the picture data.
             Image.open(io.BytesIO(data), formats=("PNG",)).verify()
     except Image.UnidentifiedImageError:
         raise FilmError(f"{kind} file is damaged or of a kind that is not read") from None
     except Image.DecompressionBombError:
-        raise FilmError("more megapixels than any film") from None
+        raise FilmError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
     except _ERRORS as error:
-        raise FilmError(f"{kind} file is {_damage(error)}") from None
+        raise FilmError(f"{kind} file {_damage(error)}") from None
     if several and frames != "first":
         raise FilmError("more than one frame")
     return picture, bits
 
 
-def _load(picture: Any, kind: str) -> None:
+def _load(picture: Any, data: bytes, kind: str) -> None:
     try:
         picture.load()  # turns a TIFF upright too
+        if kind == "PNG" and not (_last_row_drawn(picture, data) or png.is_complete(data)):
+            raise FilmError("PNG file is truncated")
     except _ERRORS as error:
-        raise FilmError(f"{kind} file is {_damage(error)}") from None
+        raise FilmError(f"{kind} file {_damage(error)}") from None
+
+
+def _last_row_drawn(picture: Any, data: bytes) -> bool:
+    """Tell whether decoding reached the last row for certain; a black one is no proof."""
+    row = picture.crop((0, picture.height - 1, picture.width, picture.height))
+    return not png.interlaced(data) and bool(np.asarray(row).any())
 
 
 def _damage(error: Exception) -> str:
-    return "truncated" if "truncated" in str(error) else "damaged"
+    text = str(error).lower()
+    if "too large" in text or "too much memory" in text:
+        return "has a text or profile that is too large"
+    return "is truncated" if "truncated" in text else "is damaged"
 
 
 def _grey(picture: Image.Image) -> UInt8[np.ndarray, "h w"]:

@@ -1,5 +1,108 @@
-"""Burnt-in text."""
+"""Find lines of burnt-in text: names, dates and stamps that stand in the picture itself.
+
+A line of text is several strokes of like height side by side on one base line, upright or turned
+by a quarter, each whiter or blacker than all around it. One or two letters (L, R, PA) are a
+marker and no line. docs/films.md has the rates on real and on made films.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+_SIDE = 1024  # px of the longer side that is looked at
+_SMALL = 700  # px: films below are doubled, since their letters touch
+_STROKE = 9  # px: nothing wider is a stroke of a letter
+_CONTRASTS = (64, 128)  # grey levels around a stroke; the higher parts letters that touch
+_WHITE, _BLACK, _FAINT = 250, 5, 24  # pure white or black may stand out by less
+_HEIGHTS = (6, 48)  # px of a letter
+_WIDEST = 3.0  # of a stroke, in heights: touching letters count as several
+_LETTER = 0.85  # width of a letter in heights
+_GAP, _STEP, _GROWTH = 1.2, 0.25, 1.45  # from one stroke to the next, in heights
+_MANY = 1000  # strokes: more are a pattern or noise, not text; real films have up to 209
 
 
-def has_text(pixels):
-    return False
+class Line(NamedTuple):
+    """A line of text, in pixels of the copy that was looked at."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def has_text(pixels: UInt8[np.ndarray, "h w"]) -> bool:
+    """Tell whether a film has a line of text burnt in."""
+    return bool(text_lines(resized(pixels)))
+
+
+def resized(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W"]:
+    """Shrink a film to 1024 px, or double a small one."""
+    longer = max(pixels.shape)
+    scale = 2.0 if longer <= _SMALL else min(_SIDE / longer, 1.0)
+    if scale == 1:
+        return pixels
+    size = [max(round(side * scale), 1) for side in pixels.shape[::-1]]
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA)
+
+
+def text_lines(pixels: UInt8[np.ndarray, "h w"]) -> list[Line]:
+    """Return the lines of text of a resized film."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (_STROKE, _STROKE))
+    found = []
+    for hat in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
+        relief = cv2.morphologyEx(pixels, hat, kernel)
+        pure = pixels >= _WHITE if hat == cv2.MORPH_TOPHAT else pixels <= _BLACK
+        for strokes in (*(relief >= least for least in _CONTRASTS), pure & (relief >= _FAINT)):
+            boxes = _boxes(strokes.view(np.uint8))
+            if not 3 <= len(boxes) <= _MANY:
+                continue
+            found += _lines(boxes)
+            turned = boxes[:, [1, 0, 3, 2]]
+            found += [Line(y, x, height, width) for x, y, width, height in _lines(turned)]
+    return found
+
+
+def _boxes(strokes: UInt8[np.ndarray, "h w"]) -> Int[np.ndarray, "n 4"]:
+    """Return x, y, width and height of each stroke; holes in letters are none."""
+    contours, tree = cv2.findContours(strokes, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    parents = tree[0, :, 3] if contours else ()
+    outer = [cv2.boundingRect(c) for c, up in zip(contours, parents, strict=True) if up < 0]
+    return np.array(outer, int).reshape(-1, 4)
+
+
+def _lines(boxes: Int[np.ndarray, "n 4"]) -> list[Line]:
+    """Chain strokes from left to right, each to its nearest neighbour of like height."""
+    width, height = boxes[:, 2], boxes[:, 3]
+    fits = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1])
+    fits &= (width <= _WIDEST * height) & (width >= 0.15 * height)
+    strokes = boxes[fits]
+    strokes = strokes[np.argsort(strokes[:, 0], kind="stable")]
+    free, found = np.ones(len(strokes), bool), []
+    for first in range(len(strokes)):
+        chain = [first] if free[first] else []
+        while chain:
+            after = np.flatnonzero(free & _follows(strokes, strokes[chain[-1]]))
+            if not after.size:
+                break
+            chain.append(after[0])
+        free[chain] = False
+        letters = np.maximum(np.rint(strokes[chain, 2] / (_LETTER * strokes[chain, 3])), 1)
+        if len(chain) >= 4 or len(chain) >= 3 and letters.sum() >= 5:
+            x, y = strokes[chain, :2].min(axis=0)
+            right, bottom = (strokes[chain, :2] + strokes[chain, 2:]).max(axis=0)
+            found.append(Line(int(x), int(y), int(right - x), int(bottom - y)))
+    return found
+
+
+def _follows(
+    strokes: Int[np.ndarray, "n 4"], last: Int[np.ndarray, " 4"]
+) -> Bool[np.ndarray, " n"]:
+    """Tell which strokes may be the next letter after the last one."""
+    x, y, width, height = last
+    gap = strokes[:, 0] - (x + width)
+    step = np.abs(strokes[:, 1] + strokes[:, 3] - (y + height))
+    fits = (strokes[:, 0] > x) & (gap > -0.3 * height) & (gap < _GAP * height)
+    fits &= step <= _STEP * height
+    return fits & (strokes[:, 3] <= _GROWTH * height) & (height <= _GROWTH * strokes[:, 3])

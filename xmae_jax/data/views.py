@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from xmae_jax.data import transforms
+from xmae_jax.data.augment import Augment, warp
+from xmae_jax.data.lungs import CHANNELS, convention, is_frontal, truths
 from xmae_jax.data.records import decode_image, decode_mask
 from xmae_jax.data.transforms import WHOLE, Box
 
@@ -58,4 +60,48 @@ class FilmView:
         }
 
 
-VIEWS = {"film": FilmView}
+@dataclasses.dataclass(frozen=True)
+class SegmentView:
+    """A film and what is known of its lungs.
+
+    `image` uint8 [s s 1]; `truth` and `known` uint8 [s s 2], for each channel of `data/lungs.py`
+    what is inside, and where that is known. A film that is not frontal has nothing to outline.
+    """
+
+    image_size: int
+    augment: Augment | None
+    """How to change the film and its contour together; None shows it as it is."""
+
+    def __call__(
+        self,
+        record: dict[str, Any],
+        rng: np.random.Generator,
+        slots: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Decode and lay out one record."""
+        pixels, size = decode_image(record["image"]), self.image_size
+        truth, known = np.zeros((2, size, size, 2), np.uint8)
+        place = self.augment.place(rng, size) if self.augment else None
+
+        def laid(mask: np.ndarray) -> np.ndarray:
+            if place is None:
+                return transforms.resize_mask(mask, WHOLE, size)
+            return warp(mask.astype(np.uint8) * np.uint8(255), place, size) >= 128
+
+        drawn = convention(record)
+        if not is_frontal(record["view"]):
+            known[:] = 1
+        elif record["lung_mask"] is not None and drawn is not None:
+            contour, region = (decode_mask(record[name]) for name in ("lung_mask", "lung_hull"))
+            inside, unknown = truths(contour, region, drawn=drawn)
+            for c in range(len(CHANNELS)):
+                truth[:, :, c] = laid(inside[:, :, c])
+                known[:, :, c] = ~laid(unknown[:, :, c])
+        if self.augment is None or place is None:
+            image = transforms.resize_film(pixels, WHOLE, size)
+        else:
+            image = self.augment.expose(rng, warp(pixels, place, size))
+        return {"image": image[:, :, None], "truth": truth, "known": known}
+
+
+VIEWS = {"film": FilmView, "segment": SegmentView}

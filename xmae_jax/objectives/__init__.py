@@ -1,5 +1,6 @@
 """Objectives by the name that a config gives; a new method is a new file and a line here."""
 
 from xmae_jax.objectives.mae import Mae
+from xmae_jax.objectives.segment import Segment
 
-OBJECTIVES = {"mae": Mae}
+OBJECTIVES = {"mae": Mae, "segment": Segment}

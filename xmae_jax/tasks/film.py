@@ -20,14 +20,17 @@ from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import split
 
 
-def view_of(config: Config, objective: Any, crop_scale: tuple[float, float] | None) -> Any:
-    """Build the objective's view of a record."""
-    return VIEWS[objective.view](
+def view_of(config: Config, objective: Any, *, train: bool) -> Any:
+    """Build the objective's view of a record, with what is random in it for training alone."""
+    cls = VIEWS[objective.view]
+    known = dict(
         image_size=config.image_size,
         grid=objective.grid,
         contour_region=config.data.contour_region,
-        crop_scale=crop_scale,
+        crop_scale=config.data.crop_scale if train else None,
+        augment=config.data.augment if train else None,
     )
+    return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls)})
 
 
 def _example(config: Config, objective: Any) -> dict[str, np.ndarray]:
@@ -38,8 +41,9 @@ def _example(config: Config, objective: Any) -> dict[str, np.ndarray]:
         "valid_box": np.array([0, 0, side, side]),
         "lung_mask": None,
         "lung_hull": None,
+        "view": "",
     }
-    row = view_of(config, objective, None)(record, np.random.default_rng(0))
+    row = view_of(config, objective, train=False)(record, np.random.default_rng(0))
     return {**row, "mask": np.array(True), "id": np.zeros(2, np.int32)}
 
 

@@ -25,12 +25,16 @@ from xmae_jax.data.manifest import DataError
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
 from xmae_jax.evaluators.reconstruction import Reconstruction
+from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 
-EVALUATORS = {"reconstruct": ("reconstruction", Reconstruction)}
+EVALUATORS = {
+    "reconstruct": ("reconstruction", Reconstruction),
+    "segment": ("segmentation", Segmentation),
+}
 """Which evaluator reads which prediction."""
 
 NO_DATA = """config.data.path is not set. These two commands make films to try it on:
@@ -102,7 +106,7 @@ def _run(
         rows = min(config.rows_at_once, config.eval_rows)
         rows += -rows % sharding.row_shards(mesh)
         ids = EveryRow(tuple(len(r) for r in records), rows, config.eval_rows)
-        view = view_of(config, objective, None)
+        view = view_of(config, objective, train=False)
         return LoadStep(ids, records, view, config.seed, slice(None), skip=skip)
 
     feed = train.Feed(
@@ -110,7 +114,7 @@ def _run(
         train=LoadStep(
             plan.ids,
             sources,
-            view_of(config, objective, config.data.crop_scale),
+            view_of(config, objective, train=True),
             config.seed,
             slice(None),
             skip=skip,

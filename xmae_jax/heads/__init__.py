@@ -1,0 +1,1 @@
+"""What turns a model's features into the outputs that an objective names."""
