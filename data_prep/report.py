@@ -28,6 +28,7 @@ from data_prep.pictures import (
     worst,
 )
 from data_prep.report_numbers import Measures, percent
+from xmae_jax.data.film import FLAGS
 from xmae_jax.data.index import NEAR, Entry
 from xmae_jax.data.manifest import file_digest
 
@@ -36,16 +37,6 @@ _SIDE = 192  # px of a picture
 _RANDOM, _WORST, _BARE, _PAIRS = 64, 24, 16, 12  # films and pairs shown at most
 _GROUPS, _EACH = 8, 7  # flags, and likewise reasons, with pictures, and films shown of each
 _MEASURED = 256  # films drawn for the charts of grey values, lungs and spacing
-_GLOSSES = {  # of flags
-    "aspect": "very long or very wide for a chest film",
-    "bits": "few grey levels",
-    "body_part": "its file names another part of the body",
-    HIDDEN: "writing in the picture; not shown here, since it may name a patient",
-    "inverted": "looks like a negative: air is white",
-    "low_contrast": "nearly one grey",
-    "modality": "its file names another kind of examination",
-    "view": "its file names a view that is not frontal",
-}
 
 
 @dataclass(frozen=True)
@@ -130,7 +121,7 @@ def write_report(directory: Path, manifest: Mapping[str, Any], *, films: Films) 
             for reason, count in counts["reasons"].items()
         ],
         flags=[
-            Group(flag, _GLOSSES.get(flag, ""), count, section(shown.flagged.get(flag, ())))
+            Group(flag, FLAGS[flag], count, section(shown.flagged.get(flag, ())))
             for flag, count in counts["flags"].items()
         ],
         pairs=[(_told(films, kind, pair), section(pair[:2])) for kind, pair in shown.pairs],
@@ -193,15 +184,24 @@ def _look(films: Films, *, shown: set[int], measured: set[int]) -> tuple[dict[in
     """Read the records that are wanted, each once."""
     tiles: dict[int, Tile] = {}
     measures = Measures()
+    covered = _covered(films)
     for place, record in read_places(films.shards, shown | measured):
         entry = films.entries[place]
         if place in shown:
-            covered = hidden(entry)
-            picture = "" if covered else data_uri(outlined(record, side=_SIDE))
+            picture = "" if place in covered else data_uri(outlined(record, side=_SIDE))
             tiles[place] = Tile(entry.id, picture, " · ".join(caption(entry)))
         if place in measured:
             measures.add(record)
     return tiles, measures
+
+
+def _covered(films: Films) -> set[int]:
+    """Find the films that are not to be shown: those with writing in them, and their copies."""
+    covered = {place for place, entry in enumerate(films.entries) if hidden(entry)}
+    for _, (first, second, _) in films.pairs:
+        if first in covered or second in covered:
+            covered |= {first, second}
+    return covered
 
 
 def _told(films: Films, kind: str, pair: Pair) -> str:

@@ -95,7 +95,7 @@ def findings(counts: Mapping[str, Any]) -> list[tuple[str, dict[str, Known]]]:
             by_split[split] = Known(one, none, unsure, films - one - none - unsure)
         if any(known.unknown < counts["splits"][split] for split, known in by_split.items()):
             ordered = {split: by_split[split] for split in SPLITS if split in by_split}
-            rows.append((finding.replace("_", " "), ordered))
+            rows.append((finding, ordered))
     return rows
 
 
@@ -138,14 +138,13 @@ def remarks(entries: Sequence[Entry], counts: Mapping[str, Any]) -> list[str]:
 
 def all_bars(entries: Sequence[Entry]) -> list[Bars]:
     """Count films by what their files and tables say of them."""
-    bits = {str(n): f"{n} bits ({2**n:,} grey levels)" for n in range(1, 17)}
-    charts = [
+    return [
         bars("Source", Counter(e.source for e in entries), unnamed="none named"),
         bars("View", Counter(e.view for e in entries), unnamed="unknown",
              gloss="PA and AP: frontal, the beam from behind or in front; L, LL, RL: lateral"),
         bars("Maker of the equipment", Counter(e.vendor for e in entries), unnamed="unknown"),
-        bars("Depth of grey in the file",
-             Counter(bits.get(str(e.bits), f"{e.bits}") for e in entries), unnamed="unknown"),
+        bars("Depth of grey in the file", Counter(f"{e.bits} bits" for e in entries),
+             unnamed="unknown", gloss="8 bits: 256 grey levels; 12: 4,096; 16: 65,536"),
         bars("Kind of file", Counter(e.kind for e in entries), unnamed="unknown",
              gloss="Of DICOM files with the way in which the picture is packed (transfer syntax)"),
         bars("Origin of the lung contour", Counter(e.mask_source for e in entries),
@@ -153,7 +152,6 @@ def all_bars(entries: Sequence[Entry]) -> list[Bars]:
              gloss="Given: drawn by others and handed in; heuristic and model: found by this"
                    " program; rectangle: a fixed box; none: without"),
     ]  # fmt: skip
-    return charts
 
 
 def histograms(entries: Sequence[Entry], measures: Measures) -> list[Histogram]:
@@ -167,7 +165,7 @@ def histograms(entries: Sequence[Entry], measures: Measures) -> list[Histogram]:
         histogram("Width of the film in the file", widths, gloss="Pixels"),
         histogram("Height of the film in the file", heights, gloss="Pixels"),
         histogram("Quality of the lung contour", masked, high=1.0, bins=20,
-                  gloss="0 useless, 1 as lungs are: area, two parts, symmetry, free of the border"),
+                  gloss="1: like the two lungs of a frontal film in area, symmetry and place"),
         histogram("Lungs as a share of the film", measures.lungs, gloss=some),
         histogram("Mean grey of a film", measures.grey, high=255.0, gloss=f"{some}; {grey}"),
         _levels(measures, gloss=f"{some}, all pixels; {grey}"),

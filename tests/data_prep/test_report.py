@@ -90,7 +90,7 @@ def shards(tmp_path_factory):
         mask.save(films / f"lung_masks/ZZPHI{i}.png")
     for i in range(3):
         (films / f"ZZPHI broken {i}.png").write_bytes(b"ZZPHI")
-    header = ("image", "patient_id", "study_id", "view", "source", "Effusion", "Mass")
+    header = ("image", "patient_id", "study_id", "view", "source", "Edema", "Mass")
     table(films / "labels.csv", header, *rows)
     table(films / "reports.csv", ("study_id", "findings"), ("s1", "ZZPHI is well"))
     extra = ["--lungs", "given", "--duplicates", "drop", "--exclude", folder / "seen"]
@@ -156,9 +156,9 @@ def test_it_is_in_the_manifest_and_says_what_is_there(text, shards):
     assert set(ids(section(text, "random"))) == {entry.id for entry in entries}
     labels = Page(section(text, "labels")).text
     train = manifest["counts"]["labels"]["train"]
-    row = re.search(r"Effusion (\d+) (\d+) (\d+) (\d+) (\d+) %", labels)
+    row = re.search(r"Edema (\d+) (\d+) (\d+) (\d+) (\d+) %", labels)
     one, none, unsure, unknown, share = map(int, row.groups())
-    assert (one, none, unsure) == tuple(train["Effusion"][value] for value in ("1", "0", "-1"))
+    assert (one, none, unsure) == tuple(train["Edema"][value] for value in ("1", "0", "-1"))
     assert one + none + unsure + unknown == manifest["counts"]["splits"]["train"]
     assert share == round(100 * one / (one + none))
     assert "Mass" in labels and "Hernia" not in labels
@@ -216,6 +216,16 @@ def test_films_with_writing_in_them_are_not_shown(text, shards, tmp_path):
     assert set(ids(part)) == {name, other} and part.count("<img") == 1
     assert "2 · view" in part and "1 · burnt_in_text" in part
     assert "Films flagged as unusual: 2." in Page(made).text
+
+
+def test_copies_of_films_with_writing_in_them_are_not_shown(shards, tmp_path):
+    films = films_of(shards)
+    films = films_of(shards, flags={films.entries[4].id: "burnt_in_text"})
+    films = dataclasses.replace(films, pairs=[("near copy", (2, 4, 5))], out={4: "x"})
+    write_report(tmp_path, load_manifest(shards), films=films)
+    made = (tmp_path / REPORT).read_text()
+    for place, shown in ((2, False), (3, True), (4, False)):
+        assert (f'alt="film {films.entries[place].id}"' in made) == shown
 
 
 def test_pairs_across_splits_come_first_and_are_told(shards, tmp_path):
