@@ -103,8 +103,9 @@ def histogram(values: Integer[np.ndarray, "h w"], low: int) -> Int[np.ndarray, "
 def stretched(
     levels: Num[np.ndarray, " n"], counts: Int[np.ndarray, " n"], dtype: Any
 ) -> UInt[np.ndarray, " n"]:
-    """Map the range that a film uses to that of `dtype`, clipping one pixel in a thousand at each end.
+    """Map the range that a film uses to that of `dtype`.
 
+    One pixel in a thousand is clipped at each end.
     A 12-bit film in 16 bits would be black if scaled by 65535, and one hot pixel would darken a
     film that is scaled by its maximum.
     """
