@@ -14,6 +14,7 @@ from data_prep.contours import LUNGS, RETROCARDIAC
 from data_prep.duplicates import POLICIES
 from data_prep.films import FITS, FRAMES
 from xmae_jax.data.manifest import MANIFEST
+from xmae_jax.data.records import CODECS
 
 USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
 
@@ -42,12 +43,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reports", type=Path, metavar="CSV", help="default: INPUT/reports.csv")
     parser.add_argument("--size", type=int, default=1280, help="side of a stored film in pixels")
     parser.add_argument("--fit", choices=FITS, default="pad")
+    parser.add_argument("--codec", choices=CODECS, default="jpeg", help="of stored films")
     parser.add_argument("--lungs", choices=LUNGS, default="auto")
     parser.add_argument("--retrocardiac", choices=RETROCARDIAC, default="exclude",
                         help="the lung behind the heart, in the model's contours")  # fmt: skip
     parser.add_argument("--frames", choices=FRAMES, default="refuse",
                         help="of files with several frames or pages")  # fmt: skip
-    parser.add_argument("--licences", type=_comma_list, metavar="A,B",
+    parser.add_argument("--licences", nargs="+", metavar="NAME",
                         help="leave out films, and masks, of any other licence")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--runner", choices=("local", "beam"), default="local")
@@ -64,16 +66,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _comma_list(text: str) -> tuple[str, ...]:
-    return tuple(sorted(part.strip() for part in text.split(",")))
-
-
 def _check(options: argparse.Namespace) -> None:
     if not options.input.is_dir():
         raise UsageError(f"--input {options.input}: no such folder")
     for name in ("masks", "labels", "reports"):
         path = getattr(options, name)
-        if path is not None and not (path.is_file() or name == "masks" and path.is_dir()):
+        if path is not None and not (path.is_file() or name != "labels" and path.is_dir()):
             raise UsageError(f"--{name} {path}: not there")
     if not 64 <= options.size <= 4096:
         raise UsageError(f"--size {options.size}: 64 to 4096 pixels")

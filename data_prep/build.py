@@ -51,9 +51,11 @@ from xmae_jax.data.film import FilmError
 from xmae_jax.data.index import INDEX, Index, read_index
 from xmae_jax.data.manifest import FORMAT, MANIFEST, DataError, load_manifest, write_manifest
 from xmae_jax.data.records import FINDINGS, Report
+from xmae_jax.seal import json_digest
 
 _STORED = (
     "adapter",
+    "codec",
     "duplicates",
     "fit",
     "frames",
@@ -108,6 +110,8 @@ def build(options: argparse.Namespace) -> str:
                 "labels": list(FINDINGS),
                 "size": options.size,
                 "fit": options.fit,
+                "codec": options.codec,
+                "notes": list(inputs.notes),
                 "generator": _generator(options.input),
                 "versions": dict(recipe.versions),
                 "arguments": arguments,
@@ -130,7 +134,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     return Recipe(settings, options.key.resolve(), versions)
 
 
-def _licensed(inputs: Inputs, licences: tuple[str, ...] | None) -> Inputs:
+def _licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:
     """Leave out films, and masks, that are not of these licences; None takes all."""
     if licences is None:
         return inputs
@@ -197,10 +201,16 @@ def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
     ]
     found = workers.map(_patients, chunks)
     patients = dict(zip(unknown, (name for names in found for name in names), strict=True))
+    for film in inputs.films:
+        patients[film] = inputs.rows.get(film, empty).patient or patients[film] or f"film:{film}"
+    official: dict[str, str] = {}  # patient -> split, for films that no table names too
+    for film, row in inputs.rows.items():
+        if row.split and film in patients:
+            if official.setdefault(patients[film], row.split) != row.split:
+                raise DataError(f"{inputs.root}: a patient has films in two of the given splits")
     jobs = []
     for film in inputs.films:
-        row = inputs.rows.get(film, empty)
-        patient = row.patient or patients[film] or f"film:{film}"
+        row, patient = inputs.rows.get(film, empty), patients[film]
         jobs.append(
             Job(
                 film=film,
@@ -209,7 +219,7 @@ def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
                 row=row,
                 report=inputs.reports.get(row.study, Report(findings="", impression="")),
                 patient=patient,
-                split=row.split or splits.split_of(patient),
+                split=official.get(patient) or splits.split_of(patient),
             )
         )
     return jobs
@@ -227,7 +237,8 @@ def _patients(paths: list[Path], sandbox: Sandbox) -> list[str]:
 
 def _inputs_digest(inputs: Inputs, digests: dict[str, str]) -> str:
     tables = {f"\0table {path.name}": sha256_of(path) for path in inputs.tables}
-    return digest_of({**digests, **tables})
+    reports = {"\0reports": json_digest(inputs.reports)}  # which need not be in tables
+    return digest_of({**digests, **tables, **reports})
 
 
 def _generator(folder: Path) -> dict[str, Any]:

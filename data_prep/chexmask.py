@@ -19,8 +19,9 @@ from data_prep.tables import MAX_LINE, Line, Table
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.records import DataError
 
+LICENCE = "CC-BY-4.0"
 MIN_DICE = 0.7  # of "Dice RCA (Mean)": what its authors advise
-_MAX_SIDE = 20_000  # px
+_MAX_PIXELS = 100_000_000
 _DICE = "Dice RCA (Mean)"
 _PARTS = ("Left Lung", "Right Lung", "Height", "Width")
 # The column of a data set's image names, and how many last parts of a path (but for the suffix)
@@ -62,7 +63,7 @@ class RunLength:
             )
             left, right, *sides = (cells[column] for column in self.columns)
             height, width = (int(float(side)) for side in sides)
-            if not 0 < min(height, width) <= max(height, width) <= _MAX_SIDE:
+            if min(height, width) < 1 or height * width > _MAX_PIXELS:
                 raise ValueError("size")
             flat = np.zeros(height * width, bool)
             for text in (left, right):

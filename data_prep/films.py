@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, UInt
 from PIL import Image
 
 from data_prep.contours import NO_CONTOUR, find_lungs
@@ -14,7 +14,7 @@ from data_prep.given import Mask, given_name
 from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
-from xmae_jax.data.film import Film, dicom_ids, read_film
+from xmae_jax.data.film import Film, dicom_ids, read_deep, read_film
 from xmae_jax.data.index import Entry, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import hull
 from xmae_jax.data.records import FINDINGS, MASK_SIDE, Record, Report
@@ -45,6 +45,7 @@ class Settings:
     lungs: str
     retrocardiac: str
     frames: str
+    codec: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
     film = read_film(job.path, frames=settings.frames)
     view = job.row.view or film.view
-    pixels, box = square_film(film.pixels, size=settings.size, fit=settings.fit)
+    deep = settings.codec == "png16"
+    pixels = read_deep(job.path, frames=settings.frames) if deep else film.pixels
+    pixels, box = square_film(pixels, size=settings.size, fit=settings.fit)
     contour = find_lungs(
         film.pixels,
         job.mask,
@@ -81,7 +84,7 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
         stored, contour = None, NO_CONTOUR
     alone = f"film:{job.film}"  # a film of no known study is a study of its own
     record = Record(
-        image=records.encode_image(pixels),
+        image=records.encode_image(pixels, settings.codec),
         lung_mask=None if stored is None else records.encode_mask(stored),
         lung_hull=None if stored is None else records.encode_mask(hull(stored)),
         mask_source=contour.source,
@@ -125,8 +128,8 @@ def _entry(record: Record, film: Film) -> Entry:
 
 
 def square_film(
-    pixels: UInt8[np.ndarray, "h w"], *, size: int, fit: str
-) -> tuple[UInt8[np.ndarray, "s s"], tuple[int, int, int, int]]:
+    pixels: UInt[np.ndarray, "h w"], *, size: int, fit: str
+) -> tuple[UInt[np.ndarray, "s s"], tuple[int, int, int, int]]:
     """Make a film square: "pad" keeps its shape, centred on black; "squash" fills the square.
 
     Returns the square and the box (y0, x0, y1, x1, half open) that the film takes in it. Lanczos
@@ -139,9 +142,12 @@ def square_film(
         rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (size - rows) // 2, (size - columns) // 2
     box = top, left, top + rows, left + columns
-    resized = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.LANCZOS)
-    square = np.zeros((size, size), np.uint8)
-    square[box[0] : box[2], box[1] : box[3]] = np.asarray(resized)
+    deep = pixels.dtype == np.uint16  # Pillow resizes 8 bits or floats
+    picture = Image.fromarray(pixels.astype(np.float32) if deep else pixels)
+    resized = np.asarray(picture.resize((columns, rows), Image.Resampling.LANCZOS))
+    square = np.zeros((size, size), pixels.dtype)
+    inside = np.clip(np.rint(resized), 0, 65535) if deep else resized
+    square[box[0] : box[2], box[1] : box[3]] = inside
     return square, box
 
 

@@ -82,7 +82,7 @@ def finish(
     write_index(output, stay)
     duplicates.write_pairs(output, pairs, entries, out)
     metadata = records.write_tfds_metadata(
-        output, name=about["name"], files=shards, labels=len(FINDINGS)
+        output, name=about["name"], files=shards, labels=len(FINDINGS), codec=about["codec"]
     )
     for table in (INDEX, duplicates.DUPLICATES):
         metadata[table] = file_digest(output / table)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.chexmask import RunLength, read_chexmask
+from data_prep.chexmask import LICENCE, RunLength, read_chexmask
 from data_prep.given import Mask, Parts
 from data_prep.tables import UNKNOWN, VALUES, Labels, Line, Table
 from xmae_jax.data.findings import FINDINGS, find
@@ -125,6 +125,10 @@ class Join:
             given = _join_masks(masks, self.films)
         else:
             given, note = read_chexmask(masks, lambda depth: tails(self.films, depth))
+            for film in given.keys() & self.rows.keys():
+                self.rows[film] = replace(
+                    self.rows[film], mask_source="chexmask", mask_licence=LICENCE
+                )
             tables.append(masks)
             notes.append(note)
         return Inputs(

@@ -49,7 +49,7 @@ class Line:
     def word(self, column: str) -> str:
         """Return a short text that is stored, so that no spreadsheet may take it for a formula."""
         text = self._text(column, _MAX_WORD)
-        if text[:1] in tuple("=+-@"):
+        if len(text) > 1 and text[0] in "=+-@":
             raise self.error(column, "begins like a formula of a spreadsheet")
         return text
 

@@ -43,7 +43,7 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
             source="ChestX-ray14",
             findings=_labels(line),
             split=train_or_val(patient) if split == "train" else split,
-            licence="NIH-no-restrictions (CC0-like, attribution requested)",
+            licence="NIH-no-restrictions",
         )
         join.add(join.film(image.removesuffix(".png")), row, line)
     return join.inputs(tables=(table, train, test), masks=masks)

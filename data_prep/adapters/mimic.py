@@ -8,15 +8,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_prep.adapters.shared import need, there, view_of
-from data_prep.inputs import Inputs, Join, Row, split_name
+from data_prep.adapters.shared import need, text_of, there, view_of
+from data_prep.inputs import SPLIT_NAMES, Inputs, Join, Row, split_name
 from data_prep.tables import MAX_TEXT, UNKNOWN, Labels, Line, Table
 from xmae_jax.data.records import DataError, Report
 
 _WHERE = "https://physionet.org/content/mimic-cxr-jpg/"
 _LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&'-]{2,60}?)[ \t]*:", re.MULTILINE)
-_PARTS = ("train", "development", "test")  # first words of the names of CXR-LT's tables by task
 
 
 def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None) -> Inputs:
@@ -67,14 +66,13 @@ def scan_cxr_lt(
         or need(folder, "labels.csv", where=where),
         required=("dicom_id", "subject_id", "study_id"),
     )
-    named = table.path.name.split("_")[0]
-    if "split" not in table.columns and named not in _PARTS:
+    named = SPLIT_NAMES.get(table.path.name.split("_")[0])
+    if "split" not in table.columns and named is None:
         raise DataError(f"{table.path}, line 1: no column 'split', and no split in the file's name")
-    named = "val" if named == "development" else named
     findings = table.findings()
     join = _films(folder)
     for line in table:
-        split = split_name(line, "split") if "split" in table.columns else named
+        split = split_name(line, "split") if named is None else named
         row = _row(line, source="CXR-LT 2024", findings=findings(line), split=split)
         join.add(join.film(line.id("dicom_id")), row, line)
     tables = (table.path,)
@@ -117,12 +115,9 @@ def _reports(folder: Path, given: Path | None, join: Join) -> dict[str, Report]:
     found = {}
     for patient, study in sorted(studies):
         subject, number = patient.partition(":")[2], study.partition(":")[2]
-        path = base / f"p{subject[:2]}" / f"p{subject}" / f"s{number}.txt"
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        found[study] = sections(text)
+        text = text_of(base / f"p{subject[:2]}" / f"p{subject}" / f"s{number}.txt")
+        if text is not None:
+            found[study] = sections(text)
     if given is not None and studies and not found:
         raise DataError(f"{given}: no report of any study, as files/p10/p10000032/s50414267.txt")
     return found

@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.adapters.shared import labels_of, need, refuse, there
+from data_prep.adapters.shared import labels_of, need, refuse, text_of, there
 from data_prep.given import Mask, Parts
 from data_prep.inputs import Inputs, Join, Row
 from data_prep.tables import MAX_TEXT
@@ -101,9 +101,6 @@ def _inputs(
 
 def _reading(path: Path) -> str:
     """Read a radiologist's words without the lines on sex and age."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
+    lines = (text_of(path) or "").splitlines()
     words = " ".join(line.strip() for line in lines if not _PERSON.match(line))
     return words.strip()[:MAX_TEXT]

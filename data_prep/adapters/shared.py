@@ -7,6 +7,7 @@ from data_prep.tables import UNKNOWN, Labels
 from xmae_jax.data.findings import find
 from xmae_jax.data.records import DataError
 
+_MAX_BYTES = 1_000_000  # of a report; the longest have some 10,000
 _VIEWS = {"lateral": "L", "ll": "L", "rl": "L", "frontal": "Frontal"}
 
 
@@ -32,6 +33,14 @@ def there(folder: Path, name: str) -> Path | None:
 def _named(folder: Path, name: str) -> list[Path]:
     direct = folder / name
     return [direct] if direct.exists() else sorted(folder.glob(f"*/{name}"))
+
+
+def text_of(path: Path) -> str | None:
+    """Read a small text; None if there is none, or no ordinary file (a pipe would block)."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(_MAX_BYTES).decode("utf-8", errors="replace")
 
 
 def view_of(text: str) -> str:

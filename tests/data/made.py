@@ -58,9 +58,9 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0) -> bytes:
+def png(width: int, height: int, *chunks: bytes, depth=8, colour=0, interlace=0) -> bytes:
     """Return a PNG of that size with those chunks, whatever these hold."""
-    size = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    size = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", size) + b"".join(chunks)
 
 

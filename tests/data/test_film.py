@@ -1,6 +1,7 @@
 """Films out of every kind of file: the right grey values, or the right reason."""
 
 import os
+import zlib
 
 import numpy as np
 import pydicom
@@ -9,6 +10,7 @@ from PIL import Image
 
 from tests.data import made
 from tests.data.made import RAMP, dicom
+from xmae_jax.data import png as png_module
 from xmae_jax.data.film import FilmError, dicom_ids, read_film, read_mask
 
 CLIP = 6  # grey levels by which clipping a thousandth at each end moves these ramps
@@ -95,6 +97,77 @@ def test_sixteen_bits_are_scaled_by_the_range_in_use(tmp_path, picture, scale, s
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(picture.astype(np.uint16) * scale).save(path)
     np.testing.assert_allclose(grey(path), picture / picture.max() * 255, atol=CLIP)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bit_colour_keeps_its_depth(tmp_path, picture, channels):
+    """Pillow would keep the upper 8 bits, of which a 12-bit film has almost none."""
+    deep = picture.astype(np.uint16) * 10
+    layers = [deep] * (channels if channels == 3 else channels - 1)
+    if channels != 3:
+        layers.append(np.full_like(deep, 65535))
+    rows = np.stack(layers, -1).astype(">u2").view(np.uint8)
+    rows = made.pixels_chunk(rows.reshape(len(picture), -1))
+    colour = {2: 4, 3: 2, 4: 6}[channels]
+    data = made.png(picture.shape[1], picture.shape[0], rows, depth=16, colour=colour)
+    (tmp_path / "a.png").write_bytes(data)
+    film = read_film(tmp_path / "a.png")
+    assert film.bits == 16
+    np.testing.assert_allclose(film.pixels, picture / picture.max() * 255, atol=CLIP)
+
+
+def test_white_is_zero_in_some_tiffs(tmp_path, picture):
+    for values in (picture, picture.astype(np.uint16) * 16):
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        data = (tmp_path / "a.tif").read_bytes()
+        assert data.count(b"\x06\x01\x03\x00\x01\x00\x00\x00\x01") == 1  # black is zero
+        (tmp_path / "b.tif").write_bytes(
+            data.replace(b"\x06\x01\x03\x00\x01\0\0\0\x01", b"\x06\x01\x03\x00\x01\0\0\0\0")
+        )
+        np.testing.assert_array_equal(grey(tmp_path / "b.tif"), 255 - grey(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_every_exif_turn_is_undone(tmp_path, picture, turn, suffix):
+    stored = picture.T if turn > 4 else picture
+    if turn in (2, 3, 7, 8):
+        stored = stored[:, ::-1]
+    if turn in (3, 4, 6, 7):
+        stored = stored[::-1]
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / f"a.{suffix}"
+    options = dict(tiffinfo={274: turn}) if suffix == "tif" else dict(exif=exif)
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, quality=100, **options)
+    np.testing.assert_allclose(grey(path), picture, atol=3)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 20])
+@pytest.mark.parametrize("interlace", [0, 1])
+def test_missing_rows_of_a_png_are_seen(tmp_path, picture, missing, interlace):
+    """Pillow leaves rows that the data do not reach black."""
+    dark = np.where(np.arange(len(picture))[:, None] < 60, picture, 0).astype(np.uint8)
+    steps = png_module.PASSES if interlace else ((0, 0, 1, 1),)
+    raw = b"".join(np.pad(dark[y::v, x::h], ((0, 0), (1, 0))).tobytes() for x, y, h, v in steps)
+    raw = raw[: len(raw) - missing]
+    chunks = made.png_chunk(b"IDAT", zlib.compress(raw)), made.png_chunk(b"IEND", b"")
+    data = made.png(dark.shape[1], dark.shape[0], *chunks, interlace=interlace)
+    (tmp_path / "a.png").write_bytes(data)
+    if missing:
+        assert "truncated" in reason(tmp_path / "a.png")
+    else:
+        np.testing.assert_array_equal(grey(tmp_path / "a.png"), dark)
+
+
+def test_a_jpeg_that_the_decoder_mends_is_refused(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=95)
+    data = bytearray((tmp_path / "a.jpg").read_bytes())
+    middle = len(data) * 3 // 4
+    data[middle : middle + 40] = b"\xff\x00" * 20
+    (tmp_path / "a.jpg").write_bytes(data)
+    np.asarray(Image.open(tmp_path / "a.jpg"))  # Pillow says nothing
+    assert "damaged" in reason(tmp_path / "a.jpg")
 
 
 def test_float_tiff_is_scaled_and_nan_refused(tmp_path, picture):

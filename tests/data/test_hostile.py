@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.data import hostile
+from tests.data import hostile, made
 from xmae_jax.data.film import read_film
 
 LIMIT_S = 20  # for a file
 LIMIT_KIB = 1_500_000  # resident, in all
 
 
-def run(folder, *arguments, timeout):
+def run(folder, *arguments, timeout, limit_kib=LIMIT_KIB):
     """Run tests.data.fuzz in an empty folder; return its lines by name, and its peak memory."""
     where = folder / "where"
     where.mkdir()
@@ -31,7 +31,7 @@ def run(folder, *arguments, timeout):
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     assert not list(where.iterdir())  # nothing is written where it runs
     *lines, peak = map(json.loads, done.stdout.splitlines())
-    assert peak["peak_kib"] < LIMIT_KIB
+    assert peak["peak_kib"] < limit_kib
     assert max(line["seconds"] for line in lines) < LIMIT_S
     return {line["name"]: line["reason"] for line in lines}
 
@@ -58,6 +58,13 @@ def test_controls_are_one_film(tmp_path):
     for name in hostile.SAME[1:]:
         np.testing.assert_array_equal(read_film(tmp_path / name).pixels, first, err_msg=name)
     assert len(np.unique(first)) > 200
+
+
+def test_a_large_film_takes_little_memory(tmp_path):
+    rows, columns = np.arange(4300, dtype=np.uint16), np.arange(3500, dtype=np.uint16)
+    made.dicom(tmp_path / "film", np.add.outer(rows, columns) // 2)
+    got = run(tmp_path, "read", str(tmp_path / "film"), timeout=60, limit_kib=500_000)
+    assert got == {"": None}
 
 
 def test_mutated_files_raise_nothing_but_film_errors(tmp_path):

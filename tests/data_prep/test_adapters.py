@@ -106,6 +106,9 @@ def test_cxr_lt_2024(mimic):
     table(task, header, ["ccc-1", "12000012", "52222222", "", *["1"] * 26])
     (row,) = read("cxr-lt-2024", mimic, labels=task).rows.values()
     assert row.split == "test" and len(known(row)) == 26
+    task = task.rename(mimic / "cxr-lt-2024/development_labeled_task1.csv")
+    (row,) = read("cxr-lt-2024", mimic, labels=task).rows.values()
+    assert row.split == "val"
     task.rename(mimic / "mine.csv")
     with pytest.raises(DataError, match="mine.csv, line 1: no column 'split'"):
         read("cxr-lt-2024", mimic, labels=mimic / "mine.csv")

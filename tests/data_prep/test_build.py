@@ -457,3 +457,41 @@ def test_all_real_films_become_records(cxr, tmp_path):
     assert manifest["counts"]["films"] == 186 and manifest["counts"]["rejected"] == 0
     given = [n for name, n in manifest["counts"]["masks"].items() if name.startswith("given:")]
     assert sum(given) == 164
+
+
+def test_given_splits_hold_for_all_films_of_a_patient(archive, tmp_path, capsys):
+    rows = [("images/site0/ZZPHI_00.png", "p", "test"), ("images/site1/ZZPHI_01.png", "p", "")]
+    table(archive / "labels.csv", ("image", "patient_id", "split"), *rows)
+    assert run(archive, tmp_path / "out") == 0
+    by_split = everything(tmp_path / "out")
+    patients = {film["patient"]: split for split, films in by_split.items() for film in films}
+    counts = {p: sum(f["patient"] == p for of in by_split.values() for f in of) for p in patients}
+    assert {patients[p] for p, count in counts.items() if count == 2} == {"test"}
+
+
+def test_a_patient_of_a_header_in_two_given_splits_is_bad_data(cxr, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("RG1_J2KR.dcm", "RG1_J2KI.dcm"):
+        shutil.copy(cxr / "dicom" / name, folder)
+    rows = [("RG1_J2KR.dcm", "train"), ("RG1_J2KI.dcm", "test")]
+    table(folder / "labels.csv", ("image", "split"), *rows)
+    assert run(folder, tmp_path / "out") == 65
+    assert "a patient has films in two of the given splits" in capsys.readouterr().err
+
+
+def test_films_and_masks_of_other_licences_are_left_out(archive, tmp_path):
+    header = ("image", "patient_id", "licence", "mask_licence")
+    rows = [
+        (f"images/site{i % 3}/ZZPHI_{i:02d}.png", f"p{i}", ["A, all", "B"][i % 4 == 0], "C")
+        for i in range(24)
+    ]
+    table(archive / "labels.csv", header, *rows)
+    assert run(archive, tmp_path / "out", "--licences", "A, all") == 0
+    films = [film for of in everything(tmp_path / "out").values() for film in of]
+    assert len(films) == 18 and all(film["lung_mask"] is None for film in films)
+    rejected = (tmp_path / "out/rejected.csv").read_text()
+    assert rejected.count("licence not among those asked for") == 8  # and two without a row
+    assert run(archive, tmp_path / "two", "--licences", "A, all", "C") == 0
+    films = [film for of in everything(tmp_path / "two").values() for film in of]
+    assert sum(film["lung_mask"] is not None for film in films) == 1

@@ -172,6 +172,8 @@ def test_an_error_of_ours_is_told_without_what_it_quotes(box):
 
 
 def test_the_key_is_in_no_description_of_a_part(many, whole):
-    settings = Settings(size=96, fit="pad", lungs="none", retrocardiac="exclude", frames="refuse")
+    settings = Settings(
+        size=96, fit="pad", lungs="none", retrocardiac="exclude", frames="refuse", codec="jpeg"
+    )
     recipe = parts.Recipe(settings, many.parent / "key", ())
     assert (many.parent / "key").read_bytes().strip() not in repr(recipe).encode()

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Integer, Shaped, UInt
 from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames
@@ -21,7 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from xmae_jax.data.codestream import Codestream, j2k_stream, jpeg_stream
 from xmae_jax.data.dicom import Header, check_header, pixel_bytes, pixel_ratio, read_header
 from xmae_jax.data.limits import FilmError, check_size
-from xmae_jax.data.tone import dicom_grey
+from xmae_jax.data.tone import dicom_grey, widened
 
 _NATIVE = (
     uid.ImplicitVRLittleEndian,
@@ -41,7 +41,9 @@ _PLUGINS = {
 }
 
 
-def read_dicom(path: Path, *, frames: str = "refuse") -> tuple[UInt8[np.ndarray, "h w"], Header]:
+def read_dicom(
+    path: Path, *, frames: str = "refuse", dtype: Any = np.uint8
+) -> tuple[UInt[np.ndarray, "h w"], Header]:
     """Read a film's grey values, in square pixels, and its header."""
     header = read_header(path)
     dataset = header.dataset
@@ -49,11 +51,11 @@ def read_dicom(path: Path, *, frames: str = "refuse") -> tuple[UInt8[np.ndarray,
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(values, dataset)
-        pixels = _luminance(colours >> 8 if colours.dtype == np.uint16 else colours)
+        pixels = _luminance(colours >> 8 if colours.dtype == np.uint16 else colours, dtype)
     elif values.ndim == 3:
-        pixels = _luminance(values)
+        pixels = _luminance(values, dtype)
     elif photometric.startswith("MONOCHROME"):
-        pixels = dicom_grey(values, dataset)
+        pixels = dicom_grey(values, dataset, dtype)
     else:
         raise FilmError("DICOM of one sample that is neither grey nor a palette")
     return _square(pixels, pixel_ratio(dataset)), header
@@ -238,13 +240,14 @@ def _rle(frame: bytes, dataset: Any) -> Integer[np.ndarray, "h w ..."]:
     return values[0] if samples == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
 
 
-def _luminance(values: Shaped[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w"]:
+def _luminance(values: Shaped[np.ndarray, "h w c"], dtype: Any) -> UInt[np.ndarray, "h w"]:
     if values.dtype != np.uint8:
         raise FilmError("DICOM in colour with more than 8 bits")
-    return np.asarray(Image.fromarray(np.ascontiguousarray(values[..., :3])).convert("L"))
+    grey = np.asarray(Image.fromarray(np.ascontiguousarray(values[..., :3])).convert("L"))
+    return widened(grey, dtype)
 
 
-def _square(pixels: UInt8[np.ndarray, "h w"], ratio: float) -> UInt8[np.ndarray, "H W"]:
+def _square(pixels: UInt[np.ndarray, "h w"], ratio: float) -> UInt[np.ndarray, "H W"]:
     """Enlarge the coarser axis until pixels are square."""
     height, width = pixels.shape
     size = (round(width / ratio), height) if ratio < 1 else (width, round(height * ratio))

@@ -12,11 +12,12 @@ import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, UInt8, UInt16
 from pydicom.config import disable_value_validation
 
 from xmae_jax.data import looks, pictures
@@ -71,6 +72,14 @@ def read_film(path: str | Path, *, frames: str = "refuse") -> Film:
     if film.pixels.min() == film.pixels.max():
         raise FilmError("constant picture")
     return film
+
+
+def read_deep(path: str | Path, *, frames: str = "refuse") -> UInt16[np.ndarray, "h w"]:
+    """Read what `read_film` reads as grey of 16 bits, 0 to 65535."""
+    path = Path(path)
+    kind = sniff(path)
+    read = read_dicom if kind == "DICOM" else partial(pictures.read_picture, kind=kind)
+    return _guarded(kind, lambda: read(path, frames=frames, dtype=np.uint16)[0])
 
 
 def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:

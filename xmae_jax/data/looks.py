@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from xmae_jax.data.text_marks import has_text
-from xmae_jax.data.tone import histogram
+from xmae_jax.data.text_marks import resized, text_lines
 
 FLAGS = {
     "aspect": "more than twice as long as wide, or the other way round",
@@ -18,13 +17,14 @@ FLAGS = {
 
 def flags_of(pixels: UInt8[np.ndarray, "h w"], bits: int) -> list[str]:
     """Return those of FLAGS that a film of `bits` stored bits earns."""
-    counts = histogram(pixels, 0)
+    counts = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel()
+    copy = resized(pixels)  # one shrunk copy for both searches
     low, high = np.searchsorted(np.cumsum(counts) / pixels.size, (0.01, 0.99))
     found = {
         "aspect": max(pixels.shape) > 2 * min(pixels.shape),
         "bits": bits < 8 or np.count_nonzero(counts) < 64,
-        "burnt_in_text": has_text(pixels),
-        "inverted": is_inverted(pixels),
+        "burnt_in_text": bool(text_lines(copy)),
+        "inverted": is_inverted(copy),
         "low_contrast": high - low < 32,
     }
     return [flag for flag, on in found.items() if on]

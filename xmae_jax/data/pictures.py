@@ -12,36 +12,37 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt, UInt8
 from PIL import Image
 
 from xmae_jax.data import png, tiff
 from xmae_jax.data.codestream import jpeg_stream
 from xmae_jax.data.limits import MAX_PIXELS, FilmError, check_pixels, check_size
-from xmae_jax.data.tone import stretched_picture
+from xmae_jax.data.tone import stretched_picture, widened
 
 _ERRORS = (OSError, SyntaxError, EOFError, struct.error, zlib.error, ValueError)
 
 
 def read_picture(
-    path: Path, kind: str, *, frames: str = "refuse"
-) -> tuple[UInt8[np.ndarray, "h w"], int]:
+    path: Path, kind: str, *, frames: str = "refuse", dtype: Any = np.uint8
+) -> tuple[UInt[np.ndarray, "h w"], int]:
     """Read a film's grey values and its bits a sample; see `read_film` for `frames`."""
     data = path.read_bytes()
     if kind == "JPEG":
-        return read_jpeg(data)
+        pixels, bits = read_jpeg(data)
+        return widened(pixels, dtype), bits
     picture, bits = _opened(data, kind, frames=frames)
     check_size(picture.height, picture.width)
     _load(picture, data, kind)
     exif = picture.info.get("exif", b"")[6:] if kind == "PNG" else b""
     if kind == "PNG" and bits == 16 and picture.mode[0] != "I":
-        pixels = _deep_colour(data)
+        pixels = _deep_colour(data, dtype)
     elif picture.mode[0] in "IF":
-        pixels = stretched_picture(np.asarray(picture))
+        pixels = stretched_picture(np.asarray(picture), dtype)
         if kind == "TIFF" and getattr(picture, "tag_v2", {}).get(tiff.PHOTOMETRIC) == 0:
-            pixels = 255 - pixels  # white is zero
+            pixels = np.iinfo(dtype).max - pixels  # white is zero
     else:
-        pixels = _grey(picture)
+        pixels = widened(_grey(picture), dtype)
     return _turned(pixels, tiff.orientation(exif)), bits
 
 
@@ -142,13 +143,13 @@ def _grey(picture: Image.Image) -> UInt8[np.ndarray, "h w"]:
     return np.asarray(picture.convert("L"))
 
 
-def _deep_colour(data: bytes) -> UInt8[np.ndarray, "h w"]:
+def _deep_colour(data: bytes, dtype: Any) -> UInt[np.ndarray, "h w"]:
     """Read a PNG of 16-bit colours, of which Pillow keeps the upper 8 bits only."""
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if values is None:
         raise FilmError("PNG file is damaged")
-    return stretched_picture(values)
+    return stretched_picture(values, dtype)
 
 
 def _turned(values: Shaped[np.ndarray, "h w"], turn: int) -> Shaped[np.ndarray, "..."]:

@@ -8,8 +8,8 @@ import zlib
 
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Adam7: first column and row of each pass, and its steps.
-_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
-_PASSES += ((0, 1, 1, 2),)
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+PASSES += ((0, 1, 1, 2),)
 _CHUNK = 1 << 20  # bytes inflated at a time
 
 
@@ -44,7 +44,7 @@ def _raw_bytes(data: bytes) -> int:
     """Return how many bytes a header's rows take, each with the byte that names its filter."""
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     bits = data[24] * _SAMPLES[data[25]]
-    passes = _PASSES if interlaced(data) else ((0, 0, 1, 1),)
+    passes = PASSES if interlaced(data) else ((0, 0, 1, 1),)
     total = 0
     for x, y, step_x, step_y in passes:
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)

@@ -25,7 +25,7 @@ import numpy as np
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt, UInt8
 from PIL import Image
 
 from xmae_jax.data.findings import FINDINGS as FINDINGS
@@ -35,6 +35,7 @@ from xmae_jax.seal import json_digest
 SPLITS = ("train", "val", "test")
 
 MASK_SIDE = 320  # px, long side of a stored mask: 4 px of a 1280 px film, a quarter of a patch
+CODECS = {"jpeg": np.uint8, "png": np.uint8, "png16": np.uint16}
 JPEG_FROM = 512  # px: films of this side and more are JPEG q95, smaller ones PNG
 
 
@@ -168,10 +169,13 @@ def decode(data: bytes) -> Record:
     )
 
 
-def encode_image(pixels: UInt8[np.ndarray, "h w"]) -> bytes:
-    """Encode a film: JPEG of quality 95 if its long side is JPEG_FROM px or more, else PNG."""
+def encode_image(pixels: UInt[np.ndarray, "h w"], codec: str = "jpeg") -> bytes:
+    """Encode a film, of 16 bits for "png16" and of 8 else.
+
+    "jpeg" is JPEG of quality 95 if the long side is JPEG_FROM px or more, else PNG.
+    """
     out = io.BytesIO()
-    if max(pixels.shape) >= JPEG_FROM:
+    if codec == "jpeg" and max(pixels.shape) >= JPEG_FROM:
         Image.fromarray(pixels).save(out, "JPEG", quality=95)
     else:
         Image.fromarray(pixels).save(out, "PNG")
@@ -188,13 +192,18 @@ def encode_mask(mask: Bool[np.ndarray, "h w"]) -> bytes:
 def decode_image(
     data: bytes, into: UInt8[np.ndarray, "_ _"] | None = None
 ) -> UInt8[np.ndarray, "h w"]:
-    """Decode a stored film, `into` an array if its size fits; raise DataError if it is no film."""
+    """Decode a stored film, `into` an array if its size fits; raise DataError if it is no film.
+
+    Of 16 bits the upper ones are returned.
+    """
     if not data.startswith(b"\xff\xd8"):
         try:
             picture = Image.open(io.BytesIO(data), formats=["PNG"])
             pixels = np.asarray(picture)
         except Exception as error:  # Pillow raises many kinds
             raise DataError(f"a picture does not decode ({type(error).__name__})") from error
+        if picture.mode == "I;16":
+            return (pixels >> 8).astype(np.uint8)
         if picture.mode != "L":
             raise DataError(f"a picture is of mode {picture.mode}, not L")
         return pixels
@@ -343,12 +352,17 @@ def shard_name(name: str, *, split: str, index: int, total: int) -> str:
 
 
 def write_tfds_metadata(
-    directory: str | os.PathLike, *, name: str, files: list[dict[str, Any]], labels: int
+    directory: str | os.PathLike,
+    *,
+    name: str,
+    files: list[dict[str, Any]],
+    labels: int,
+    codec: str = "jpeg",
 ) -> dict[str, str]:
     """Write features.json and dataset_info.json; return file -> sha256 for the manifest.
 
     name: the data set's name, lower case with underscores; files: the manifest's entries of the
-    shards; labels: length of the label vector.
+    shards; labels: length of the label vector; codec: of the films.
     """
     import tensorflow_datasets as tfds  # slow to import, and only the writer needs it
 
@@ -371,7 +385,7 @@ def write_tfds_metadata(
         )
     tfds.folder_dataset.write_metadata(
         data_dir=os.fspath(directory),
-        features=_tfds_features(labels),
+        features=_tfds_features(labels, CODECS[codec]),
         split_infos=splits,
         filename_template=template,
         check_data=False,  # the check needs TensorFlow
@@ -380,14 +394,14 @@ def write_tfds_metadata(
     return {file: file_digest(Path(directory) / file) for file in written}
 
 
-def _tfds_features(labels: int) -> Any:
+def _tfds_features(labels: int, dtype: Any) -> Any:
     import tensorflow_datasets as tfds
 
     features = tfds.features
     mask = features.Sequence(features.Image(shape=(None, None, 1), encoding_format="png"))
     return features.FeaturesDict(
         {
-            "image": features.Image(shape=(None, None, 1)),
+            "image": features.Image(shape=(None, None, 1), dtype=dtype),
             **{key: mask for key in _MASKS},
             **{key: features.Text() for key in _TEXTS},
             "mask_quality": np.float32,

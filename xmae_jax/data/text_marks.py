@@ -15,7 +15,7 @@ _SIDE = 1024  # px of the longer side that is looked at
 _SMALL = 700  # px: films below are doubled, since their letters touch
 _STROKE = 9  # px: nothing wider is a stroke of a letter
 _CONTRASTS = (64, 128)  # grey levels around a stroke; the higher parts letters that touch
-_WHITE, _BLACK, _FAINT = 250, 5, 24  # pure white or black may stand out by less
+_PURE, _FAINT = 250, 24  # pure white or black may stand out by less
 _HEIGHTS = (6, 48)  # px of a letter
 _WIDEST = 3.0  # of a stroke, in heights: touching letters count as several
 _LETTER = 0.85  # width of a letter in heights
@@ -30,11 +30,6 @@ class Line(NamedTuple):
     y: int
     width: int
     height: int
-
-
-def has_text(pixels: UInt8[np.ndarray, "h w"]) -> bool:
-    """Tell whether a film has a line of text burnt in."""
-    return bool(text_lines(resized(pixels)))
 
 
 def resized(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W"]:
@@ -53,15 +48,22 @@ def text_lines(pixels: UInt8[np.ndarray, "h w"]) -> list[Line]:
     found = []
     for hat in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
         relief = cv2.morphologyEx(pixels, hat, kernel)
-        pure = pixels >= _WHITE if hat == cv2.MORPH_TOPHAT else pixels <= _BLACK
-        for strokes in (*(relief >= least for least in _CONTRASTS), pure & (relief >= _FAINT)):
-            boxes = _boxes(strokes.view(np.uint8))
+        pure = _mask(pixels if hat == cv2.MORPH_TOPHAT else 255 - pixels, _PURE)
+        faint = cv2.bitwise_and(pure, _mask(relief, _FAINT))
+        clear, sharp = (_mask(relief, least) for least in _CONTRASTS)
+        for strokes in (cv2.bitwise_or(clear, faint), sharp):
+            boxes = _boxes(strokes)
             if not 3 <= len(boxes) <= _MANY:
                 continue
             found += _lines(boxes)
             turned = boxes[:, [1, 0, 3, 2]]
             found += [Line(y, x, height, width) for x, y, width, height in _lines(turned)]
     return found
+
+
+def _mask(values: UInt8[np.ndarray, "h w"], least: int) -> UInt8[np.ndarray, "h w"]:
+    """Return 255 where values are at least so much."""
+    return cv2.threshold(values, least - 1, 255, cv2.THRESH_BINARY)[1]
 
 
 def _boxes(strokes: UInt8[np.ndarray, "h w"]) -> Int[np.ndarray, "n 4"]:
