@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.charts import Bars, Histogram, bars, histogram
+from data_prep.contours import MIN_QUALITY
 from xmae_jax.data.index import Entry
 from xmae_jax.data.records import FINDINGS, SPLITS, Record, decode_image, decode_mask
-
-_WEAK = 0.5  # quality of a mask under which a remark tells of it
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,11 @@ def remarks(entries: Sequence[Entry], counts: Mapping[str, Any]) -> list[str]:
     bare = sum(entry.mask_source == "none" for entry in entries)
     if bare:
         told.append(f"Films without a lung contour: {bare:,} ({percent(bare / len(entries))}).")
-    weak = sum(entry.mask_source != "none" and entry.mask_quality < _WEAK for entry in entries)
+    weak = sum(
+        entry.mask_source != "none" and entry.mask_quality < MIN_QUALITY for entry in entries
+    )
     if weak:
-        told.append(f"Doubtful lung contours (quality under {_WEAK}): {weak:,}.")
+        told.append(f"Doubtful lung contours (quality under {MIN_QUALITY}): {weak:,}.")
     flagged = sum(bool(entry.flags) for entry in entries)
     if flagged:
         told.append(f"Films flagged as unusual: {flagged:,}.")

@@ -4,8 +4,9 @@
 
 compares the files of DIR with its manifest (as a run does when it starts, and by sha256), and
 reads every record: it must parse, its pictures decode, its split be its shard's, and its id be
-unique and that of its line in index.csv. Prints a report as JSON: `ok`, `files`, `records` (those
-that are well) and `problems` (file; record, or null where it is the whole file; problem).
+unique and, with its patient's, that of its line in index.csv. Prints a report as JSON: `ok`,
+`files`, `records` (those that are well) and `problems` (file; record, or null where it is the whole
+file; problem).
 
 Exit codes: 0 all is well, 64 usage, 65 bad data.
 """
@@ -26,6 +27,7 @@ from xmae_jax.data.manifest import MANIFEST, DataError, compare, load_manifest
 from xmae_jax.data.records import decode, decode_image, decode_mask, open_shard
 
 Problem = tuple[str, int | None, str]  # file, record, problem
+Who = tuple[str, str]  # ids of a film and of its patient
 
 
 def verify(directory: Path) -> dict[str, Any]:
@@ -42,32 +44,34 @@ def verify(directory: Path) -> dict[str, Any]:
         elif sha256_of(directory / name) != digest:
             problems.append((name, None, "its sha256 is not the manifest's"))
 
-    def check(entry: dict[str, Any]) -> tuple[list[Problem], dict[int, str], int]:
+    def check(entry: dict[str, Any]) -> tuple[list[Problem], dict[int, Who], int]:
         path = directory / entry["file"]
         found: list[Problem] = []
         if not path.is_file():
             return found, {}, entry["records"]
         if entry["file"] not in wrong and sha256_of(path) != entry["sha256"]:
             found.append((entry["file"], None, "its sha256 is not the manifest's"))
-        damaged, ids, count = _read(path, entry, size=manifest["size"])
-        return found + damaged, ids, count
+        damaged, films, count = _read(path, entry, size=manifest["size"])
+        return found + damaged, films, count
 
     seen: dict[str, str] = {}  # id -> where it was first
     records = start = 0
-    listed = _listed(directory)
+    listed, unread = _listed(directory)
+    if not any(file == INDEX for file, _, _ in problems):
+        problems += unread
     with ThreadPool(os.cpu_count()) as pool:
-        for entry, (found, ids, count) in zip(
+        for entry, (found, films, count) in zip(
             manifest["files"], pool.imap(check, manifest["files"]), strict=True
         ):
             problems += found
-            records += len(ids)
-            for position, name in ids.items():
+            records += len(films)
+            for position, (name, _) in films.items():
                 where = f"{entry['file']}, record {position}"
                 first = seen.setdefault(name, where)
                 if first != where:
                     problems.append((entry["file"], position, f"has the id of {first}"))
             lines = listed[start : start + count]
-            problems += _unlisted(entry["file"], ids, lines) if listed else []
+            problems += _unlisted(entry["file"], films, lines) if listed else []
             start += count
     if listed and len(listed) != start:
         text = f"has {len(listed)} lines of films, the shards have {start} records"
@@ -80,37 +84,39 @@ def _report(problems: list[Problem], *, files: int, records: int) -> dict[str, A
     return {"ok": not listed, "files": files, "records": records, "problems": listed}
 
 
-def _listed(directory: Path) -> list[str]:
-    """Read the ids of index.csv; none where it is not as it was written, which is told already."""
+def _listed(directory: Path) -> tuple[list[Who], list[Problem]]:
+    """Read the films of index.csv, or what is wrong with it."""
     try:
-        return [entry.id for entry in read_entries(directory)]
-    except (DataError, ValueError):
-        return []
+        return [(entry.id, entry.patient) for entry in read_entries(directory)], []
+    except DataError as error:
+        return [], [(INDEX, None, str(error))]
+    except ValueError:
+        return [], [(INDEX, None, "a cell is no number")]
 
 
-def _unlisted(file: str, ids: dict[int, str], lines: Sequence[str]) -> list[Problem]:
-    """Tell of records that do not have the ids of their lines in index.csv."""
+def _unlisted(file: str, films: dict[int, Who], lines: Sequence[Who]) -> list[Problem]:
+    """Tell of records whose ids are not those of their lines in index.csv."""
     return [
         (file, position, f"is not the film of its line in {INDEX}")
-        for position, name in ids.items()
-        if lines[position : position + 1] != [name]
+        for position, film in films.items()
+        if lines[position : position + 1] != [film]
     ]
 
 
 def _read(
     path: Path, entry: dict[str, Any], *, size: int
-) -> tuple[list[Problem], dict[int, str], int]:
+) -> tuple[list[Problem], dict[int, Who], int]:
     """Read every record of a shard.
 
-    Returns what is wrong, place -> id of the others, and how many there are.
+    Returns what is wrong, place -> film of the others, and how many there are.
     """
     problems: list[Problem] = []
-    ids: dict[int, str] = {}
+    films: dict[int, Who] = {}
     try:
         reader = open_shard(path)
         count = reader.num_records()
     except Exception as error:  # the reader raises several kinds
-        return [(path.name, None, f"cannot be opened ({error})")], ids, entry["records"]
+        return [(path.name, None, f"cannot be opened ({error})")], films, entry["records"]
     if count != entry["records"]:
         text = f"has {count} records, the manifest says {entry['records']}"
         problems.append((path.name, None, text))
@@ -128,8 +134,8 @@ def _read(
         except Exception as error:  # the reader and the parser raise several kinds
             problems.append((path.name, position, f"is damaged ({error})"))
         else:
-            ids[position] = record["id"]
-    return problems, ids, count
+            films[position] = record["id"], record["patient"]
+    return problems, films, count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

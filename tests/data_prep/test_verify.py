@@ -161,27 +161,56 @@ def test_a_wrong_count_is_named(copy, verify):
     assert "records, the manifest says" in report["problems"][0]["problem"]
 
 
-@pytest.mark.parametrize("change", ["swapped", "short", "long"])
-def test_an_index_of_other_films_is_named(copy, verify, change):
+def index_problems(copy, verify, change):
+    """Change the lines of index.csv, with a manifest that is right about it; return problems."""
     path, content = copy / INDEX, load_manifest(copy)
     head, *lines = path.read_text().splitlines(keepends=True)
-    lines[3], lines[5] = (lines[5], lines[3]) if change == "swapped" else (lines[3], lines[5])
-    lines = {"swapped": lines, "short": lines[:-1], "long": [*lines, lines[0]]}[change]
-    path.write_text("".join([head, *lines]))
+    path.write_text("".join(change(head, lines)))
     content["metadata"][INDEX] = file_digest(path)
     write_manifest(copy, content)
     code, report = verify()
-    films = content["counts"]["films"]
-    last = content["files"][-1]
-    expected = {
-        "swapped": {(TRAIN, 3), (TRAIN, 5)},
-        "short": {(INDEX, None), (last["file"], last["records"] - 1)},
-        "long": {(INDEX, None)},
+    assert code == 65
+    return {(p["file"], p["record"], p["problem"]) for p in report["problems"]}
+
+
+def test_an_index_of_other_films_is_named(copy, verify):
+    def swap(head, lines):
+        lines[3], lines[5] = lines[5], lines[3]
+        return [head, *lines]
+
+    text = "is not the film of its line in index.csv"
+    assert index_problems(copy, verify, swap) == {(TRAIN, 3, text), (TRAIN, 5, text)}
+
+
+def test_an_index_of_other_patients_is_named(copy, verify):
+    def change(head, lines):
+        cells = lines[2].split(",")
+        return [head, *lines[:2], ",".join([cells[0], "f" * 16, *cells[2:]]), *lines[3:]]
+
+    text = "is not the film of its line in index.csv"
+    assert index_problems(copy, verify, change) == {(TRAIN, 2, text)}
+
+
+def test_an_index_of_another_length_is_named(copy, verify):
+    content = load_manifest(copy)
+    films, last = content["counts"]["films"], content["files"][-1]
+    text = "has {} lines of films, the shards have {} records"
+    assert index_problems(copy, verify, lambda head, lines: [head, *lines[:-1]]) == {
+        (INDEX, None, text.format(films - 1, films)),
+        (last["file"], last["records"] - 1, "is not the film of its line in index.csv"),
     }
-    assert code == 65 and named(report) == expected[change]
-    told = " ".join(problem["problem"] for problem in report["problems"])
-    assert ("is not the film of its line in index.csv" in told) == (change != "long")
-    assert (f"the shards have {films} records" in told) == (change != "swapped")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda head, lines: [head.replace("id", "name"), *lines], "columns of another version"),
+        (lambda head, lines: [head, lines[0].replace(",96,", ",x,"), *lines[1:]], "no number"),
+    ],
+)
+def test_an_unreadable_index_is_named(copy, verify, change, part):
+    ((file, record, text),) = index_problems(copy, verify, change)
+    assert file == INDEX and record is None and part in text
 
 
 @pytest.mark.parametrize("arguments", [[], ["--data", "gone"], ["--data", ".", "--fix"], ["."]])
