@@ -204,9 +204,12 @@ def _headers() -> Cases:
     yield "never closed.dcm", meta(EXPLICIT) + opened * 2000, ""
     many = b"".join(element(0x0901, 0x1000 + at, "LO", b"a ") for at in range(50_000))
     yield "elements.dcm", meta(EXPLICIT) + many, "elements"
-    items = element(0x40, 0xA730, "SQ", struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 400_000)
-    yield "items.dcm", meta(EXPLICIT) + items + film, None
-    large = private + element(9, 0x1001, "OB", bytes(5 << 20))
+    empty = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 500_000
+    items = element(0x40, 0xA730, "SQ", empty, length=0xFFFFFFFF) + closed[-8:]
+    yield "items.dcm", meta(EXPLICIT) + items + film, "items"
+    small = b"".join(element(9, at & 0xFFFF, "LO", b"") for at in range(200_000))
+    yield "elements of an item.dcm", meta(EXPLICIT) + opened + small + closed + film, None
+    large = private + element(9, 0x1001, "OB", bytes(9 << 20))
     yield "large header.dcm", meta(EXPLICIT) + large + film, "header of more"
     endless = element(9, 0x1001, "OB", b"", length=0xFFFFFFF0)
     yield "endless element.dcm", meta(EXPLICIT) + endless + film, "without pixel"

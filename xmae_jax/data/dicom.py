@@ -16,8 +16,10 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from xmae_jax.data.limits import FilmError, check_size
 
-MAX_HEADER = 4 << 20  # bytes before the pixels; the largest look-up tables take an eighth
+MAX_HEADER = 8 << 20  # bytes before the pixels; pydicom needs up to 40 times as much for them
 _MAX_ELEMENTS = 20_000
+_MAX_ITEMS = 20_000
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # item tags, little and big endian
 _PIXELS, _LONG = 0x7FE00010, ("OB", "OW", "UN", "OF", "OD", "OL", "OV")
 
 # ViewPosition, Modality and Manufacturer may hold anything, so only known terms are passed on.
@@ -76,6 +78,8 @@ def read_header(path: Path) -> Header:
         prefix = _META
         head = prefix + _inflate(path, deflated, MAX_HEADER)
         more = len(head) >= MAX_HEADER
+    if max(head.count(item) for item in _ITEMS) > _MAX_ITEMS:
+        raise FilmError("DICOM header with too many items")
     found: list[tuple[str | None, int]] = []
     seen = 0
 
