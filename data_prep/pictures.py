@@ -15,7 +15,8 @@ from skimage.segmentation import find_boundaries
 from xmae_jax.data.index import Entry
 from xmae_jax.data.records import Record, decode, decode_image, decode_mask, open_shard
 
-HIDDEN = "burnt_in_text"  # films of this flag are not shown: the text may name a patient
+WRITING = "burnt_in_text"  # the flag of films whose text may name a patient
+_COARSE = 64  # px: a letter as high as an eighth of the film is just legible
 _OUTLINE = (255, 140, 0)  # orange, which no film has
 
 Shards = Sequence[tuple[Path, int]]  # files in the order of the index, and how many records each
@@ -54,14 +55,19 @@ def worst(entries: Sequence[Entry], places: Iterable[int], *, number: int) -> li
     )
 
 
-def hidden(entry: Entry) -> bool:
-    """Say whether a film is not to be shown."""
-    return HIDDEN in entry.flags.split()
+def has_writing(entry: Entry) -> bool:
+    """Say whether a film is flagged for text in the picture."""
+    return WRITING in entry.flags.split()
 
 
-def outlined(record: Record, *, side: int) -> Image.Image:
-    """Shrink a film to side x side px and draw the outline of its lungs, if it has one."""
+def outlined(record: Record, *, side: int, coarse: bool = False) -> Image.Image:
+    """Shrink a film to side x side px and draw the outline of its lungs, if it has one.
+
+    coarse: with the detail of 64 x 64 px, so that no text in the film can be read.
+    """
     film = Image.fromarray(decode_image(record["image"]))
+    if coarse:
+        film = film.resize((_COARSE, _COARSE), Image.Resampling.BOX)
     small = film.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
     if record["lung_mask"] is None:
         return small

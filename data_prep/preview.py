@@ -4,7 +4,7 @@
 
 writes PNG pages of 48 films into DIR_preview, beside the data set: each film with its id, its view,
 where its mask is from, and the mask's quality. Films without a mask come last. A film flagged for
-writing in the picture is not shown, since that may name a patient.
+text in the picture, which may name a patient, is shown too coarsely to read it.
 
 Exit codes: 0 done, 64 usage, 65 bad data, 74 disk or I/O.
 """
@@ -18,14 +18,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.arguments import BAD_DATA, DISK, INTERRUPTED, USAGE, Parser, UsageError
-from data_prep.pictures import Shards, caption, drawn, hidden, outlined, read_places, worst
+from data_prep.pictures import Shards, caption, drawn, has_writing, outlined, read_places, worst
 from xmae_jax.data.index import Entry, read_entries
 from xmae_jax.data.manifest import DataError, check, load_manifest
 from xmae_jax.data.records import SPLITS
 
 _COLUMNS, _LINES = 8, 6
 _SIDE, _GAP, _HEAD, _TEXT = 224, 8, 34, 34  # px: film, between films, title, caption
-_GREY = (123, 135, 145)
 
 
 def preview(
@@ -76,9 +75,8 @@ def _sheet(
     entries: Sequence[Entry], shards: Shards, places: Sequence[int], *, title: str
 ) -> Image.Image:
     films = {
-        place: outlined(record, side=_SIDE)
+        place: outlined(record, side=_SIDE, coarse=has_writing(entries[place]))
         for place, record in read_places(shards, places)
-        if not hidden(entries[place])
     }
     lines = -(-len(places) // _COLUMNS)
     width = _GAP + _COLUMNS * (_SIDE + _GAP)
@@ -88,13 +86,11 @@ def _sheet(
     for number, place in enumerate(places):
         line, column = divmod(number, _COLUMNS)
         x, y = _GAP + column * (_SIDE + _GAP), _HEAD + line * (_SIDE + _TEXT + _GAP)
-        if place in films:
-            page.paste(films[place], (x, y))
-        else:
-            draw.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), _GREY)
-            draw.text((x + 8, y + 100), "not shown: writing in the picture", "white", font)
+        page.paste(films[place], (x, y))
         view, mask = caption(entries[place])
         draw.text((x, y + _SIDE + 1), f"{entries[place].id}  {view}", "black", font)
+        if has_writing(entries[place]):
+            mask += " · text"
         draw.text((x, y + _SIDE + 16), mask, "black", font)
     return page
 

@@ -16,12 +16,11 @@ import jinja2
 from data_prep import report_numbers as numbers
 from data_prep.duplicates import Pair
 from data_prep.pictures import (
-    HIDDEN,
     Shards,
     caption,
     data_uri,
     drawn,
-    hidden,
+    has_writing,
     outlined,
     read_places,
     short,
@@ -98,9 +97,10 @@ def write_report(directory: Path, manifest: Mapping[str, Any], *, films: Films) 
     stay = films.places
     entries = [films.entries[place] for place in stay]
     counts = manifest["counts"]
-    shown = _choose(films, stay)
+    covered = _covered(films)
+    shown = _choose(films, stay, covered=covered)
     measured = drawn(films.entries, stay, number=_MEASURED)
-    tiles, measures = _look(films, shown=shown.all(), measured=set(measured))
+    tiles, measures = _look(films, shown=shown.all(), measured=set(measured), covered=covered)
 
     def section(places: Iterable[int]) -> tuple[Tile, ...]:
         return tuple(tiles[place] for place in places)
@@ -148,16 +148,18 @@ def _template() -> jinja2.Template:
     return environment.get_template(REPORT)
 
 
-def _choose(films: Films, stay: Sequence[int]) -> _Shown:
-    """Choose the films to show of each section."""
+def _choose(films: Films, stay: Sequence[int], *, covered: set[int]) -> _Shown:
+    """Choose the films to show of each section, from those that may be shown."""
     entries = films.entries
+    stay = [place for place in stay if place not in covered]
     flagged: dict[str, list[int]] = {}
     for place in stay:
         for flag in entries[place].flags.split():
             flagged.setdefault(flag, []).append(place)
     left_out: dict[str, list[int]] = {}
     for place, reason in films.out.items():
-        left_out.setdefault(reason, []).append(place)
+        if place not in covered:
+            left_out.setdefault(reason, []).append(place)
     bare = [place for place in stay if entries[place].mask_source == "none"]
 
     def some(groups: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -175,16 +177,17 @@ def _choose(films: Films, stay: Sequence[int]) -> _Shown:
         worst=worst(entries, stay, number=_WORST),
         bare=drawn(entries, bare, number=_BARE),
         pairs=heapq.nsmallest(_PAIRS, films.pairs, key=order),
-        flagged=some({flag: of for flag, of in flagged.items() if flag != HIDDEN}),
+        flagged=some(flagged),
         left_out=some(left_out),
     )
 
 
-def _look(films: Films, *, shown: set[int], measured: set[int]) -> tuple[dict[int, Tile], Measures]:
+def _look(
+    films: Films, *, shown: set[int], measured: set[int], covered: set[int]
+) -> tuple[dict[int, Tile], Measures]:
     """Read the records that are wanted, each once."""
     tiles: dict[int, Tile] = {}
     measures = Measures()
-    covered = _covered(films)
     for place, record in read_places(films.shards, shown | measured):
         entry = films.entries[place]
         if place in shown:
@@ -196,8 +199,8 @@ def _look(films: Films, *, shown: set[int], measured: set[int]) -> tuple[dict[in
 
 
 def _covered(films: Films) -> set[int]:
-    """Find the films that are not to be shown: those with writing in them, and their copies."""
-    covered = {place for place, entry in enumerate(films.entries) if hidden(entry)}
+    """Find the films that are not to be shown: those with text in them, and their copies."""
+    covered = {place for place, entry in enumerate(films.entries) if has_writing(entry)}
     for _, (first, second, _) in films.pairs:
         if first in covered or second in covered:
             covered |= {first, second}

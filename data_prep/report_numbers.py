@@ -9,6 +9,7 @@ import numpy as np
 
 from data_prep.charts import Bars, Histogram, bars, histogram
 from data_prep.contours import MIN_QUALITY
+from data_prep.pictures import has_writing
 from xmae_jax.data.index import Entry
 from xmae_jax.data.records import FINDINGS, SPLITS, Record, decode_image, decode_mask
 
@@ -117,6 +118,10 @@ def remarks(entries: Sequence[Entry], counts: Mapping[str, Any]) -> list[str]:
     )
     if weak:
         told.append(f"Doubtful lung contours (quality under {MIN_QUALITY}): {weak:,}.")
+    text = sum(has_writing(entry) for entry in entries)
+    if text:
+        told.append(f"Films with text in the picture, which may name a patient: {text:,}."
+                    " No such film is shown here.")  # fmt: skip
     flagged = sum(bool(entry.flags) for entry in entries)
     if flagged:
         told.append(f"Films flagged as unusual: {flagged:,}.")
