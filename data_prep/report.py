@@ -58,7 +58,7 @@ class Tile:
     """A film as it is shown."""
 
     id: str
-    picture: str  # an address that holds it; empty where it is not to be shown
+    picture: str  # an address that holds it
     caption: str
 
 
@@ -98,7 +98,7 @@ def write_report(directory: Path, manifest: Mapping[str, Any], *, films: Films) 
     entries = [films.entries[place] for place in stay]
     counts = manifest["counts"]
     covered = _covered(films)
-    shown = _choose(films, stay, covered=covered)
+    shown = _choose(films, stay)
     measured = drawn(films.entries, stay, number=_MEASURED)
     tiles, measures = _look(films, shown=shown.all(), measured=set(measured), covered=covered)
 
@@ -148,18 +148,16 @@ def _template() -> jinja2.Template:
     return environment.get_template(REPORT)
 
 
-def _choose(films: Films, stay: Sequence[int], *, covered: set[int]) -> _Shown:
-    """Choose the films to show of each section, from those that may be shown."""
+def _choose(films: Films, stay: Sequence[int]) -> _Shown:
+    """Choose the films to show of each section."""
     entries = films.entries
-    stay = [place for place in stay if place not in covered]
     flagged: dict[str, list[int]] = {}
     for place in stay:
         for flag in entries[place].flags.split():
             flagged.setdefault(flag, []).append(place)
     left_out: dict[str, list[int]] = {}
     for place, reason in films.out.items():
-        if place not in covered:
-            left_out.setdefault(reason, []).append(place)
+        left_out.setdefault(reason, []).append(place)
     bare = [place for place in stay if entries[place].mask_source == "none"]
 
     def some(groups: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -191,15 +189,15 @@ def _look(
     for place, record in read_places(films.shards, shown | measured):
         entry = films.entries[place]
         if place in shown:
-            picture = "" if place in covered else data_uri(outlined(record, side=_SIDE))
-            tiles[place] = Tile(entry.id, picture, " · ".join(caption(entry)))
+            picture = outlined(record, side=_SIDE, coarse=place in covered)
+            tiles[place] = Tile(entry.id, data_uri(picture), " · ".join(caption(entry)))
         if place in measured:
             measures.add(record)
     return tiles, measures
 
 
 def _covered(films: Films) -> set[int]:
-    """Find the films that are not to be shown: those with text in them, and their copies."""
+    """Find the films to be blurred: those with text in them, and their copies."""
     covered = {place for place, entry in enumerate(films.entries) if has_writing(entry)}
     for _, (first, second, _) in films.pairs:
         if first in covered or second in covered:

@@ -121,7 +121,7 @@ def remarks(entries: Sequence[Entry], counts: Mapping[str, Any]) -> list[str]:
     text = sum(has_writing(entry) for entry in entries)
     if text:
         told.append(f"Films with text in the picture, which may name a patient: {text:,}."
-                    " No such film is shown here.")  # fmt: skip
+                    " They are blurred here.")  # fmt: skip
     flagged = sum(bool(entry.flags) for entry in entries)
     if flagged:
         told.append(f"Films flagged as unusual: {flagged:,}.")
