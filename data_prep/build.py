@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from data_prep import splits
-from data_prep.contours import LUNGS, RETROCARDIAC
+from data_prep.contours import LUNGS, RETROCARDIAC, model_digest
 from data_prep.films import (
     FITS,
     Job,
@@ -142,6 +142,7 @@ def build(options: argparse.Namespace) -> str:
         name: getattr(options, name) for name in ("fit", "lungs", "name", "retrocardiac", "size")
     }
     settings["key_fingerprint"] = splits.fingerprint(key)
+    settings["lung_model"] = model_digest(options.lungs)
     with _pool(options.workers) as pool:
         if options.output.exists() and any(options.output.iterdir()):
             _compare(options, settings, pool, inputs)

@@ -6,6 +6,7 @@ contradicts has to look all the more like them.
 """
 
 import functools
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from jaxtyping import Bool, UInt8
 
 from xmae_jax.data.film import FilmError, read_mask
 from xmae_jax.data.lungs import (
+    MODEL,
     certainty,
     contour_of,
     dice,
@@ -92,6 +94,13 @@ def _best(candidates: list[tuple[str, np.ndarray, float]], agreement: float) -> 
         if quality >= MIN_QUALITY:
             return Contour(mask, source, quality, agreement)
     return Contour(None, "none", 0.0, agreement)
+
+
+def model_digest(lungs: str) -> str | None:
+    """Return the sha256 of the model's weights, which such contours depend on, or None."""
+    if lungs not in ("auto", "model"):
+        return None
+    return json.loads(MODEL.with_suffix(".json").read_text())["sha256"]
 
 
 @functools.cache
