@@ -67,6 +67,7 @@ def test_a_run_is_exported_whole(shards, tmp_path):
     workdir, weights = tmp_path / "run", tmp_path / "out" / "lungs.safetensors"
     argv = [sys.executable, "-m", "xmae_jax.main", "--config=configs/segment_lungs.py:smoke"]
     argv += [f"--workdir={workdir}", f"--config.data.path={shards}", "--config.total_steps=2"]
+    argv += ["--config.eval_rows=4"]
     code, out = finish(argv)
     assert code == 0, out
     assert "lungs" in out and "Dice" in out  # the evaluator's table
