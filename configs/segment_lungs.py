@@ -32,8 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c = common.get_config()
     c.name = "segment_lungs"
     c.image_size, c.compute_dtype = 256, "float32"
-    c.batch_size, c.total_steps, c.warmup_steps = 12, 2_400, 100
-    c.log_every, c.checkpoint_every, c.eval_every, c.picture_every = 50, 800, 800, 800
+    c.batch_size, c.total_steps, c.warmup_steps = 12, 800, 80
+    c.log_every, c.checkpoint_every, c.eval_every, c.picture_every = 50, 200, 400, 400
     c.data.threads = 2
     c.data.augment = ConfigDict(AUGMENT)
     # Peak 2e-3, found on the first fold.

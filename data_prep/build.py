@@ -42,6 +42,7 @@ from data_prep.arguments import (
     directory_of,
     parse_arguments,
 )
+from data_prep.contours import model_digest
 from data_prep.films import Job, Settings, patients_of
 from data_prep.finish import REJECTED, Policy, finish
 from data_prep.inputs import Inputs, Row, digest_of, sha256_of
@@ -98,6 +99,7 @@ def build(options: argparse.Namespace) -> str:
     )
     arguments["key_fingerprint"] = policy.key
     recipe = _recipe(options)
+    arguments["lung_model"] = dict(recipe.versions)["lung_model"]
     if options.output.exists() and any(options.output.iterdir()):
         with Workers(options.workers) as workers:
             _compare(options, arguments, workers, inputs)
@@ -130,8 +132,9 @@ def build(options: argparse.Namespace) -> str:
 def _recipe(options: argparse.Namespace) -> Recipe:
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
-    versions = tuple((name, importlib.metadata.version(name)) for name in _PACKAGES)
-    return Recipe(settings, options.key.resolve(), versions)
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions["lung_model"] = model_digest(options.lungs)
+    return Recipe(settings, options.key.resolve(), tuple(versions.items()))
 
 
 def _licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:

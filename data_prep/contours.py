@@ -1,11 +1,12 @@
 """Which lung contour a film gets: a given one, the model's, the heuristic's, or none.
 
 A contour is rated, and below a threshold the film falls back to the next kind. The model and the
-heuristic rate each other: each is used where it looks like two lungs, and one that the other
-contradicts has to look all the more like them.
+heuristic rate each other: the model's contour loses a part of its rating where the heuristic says
+something else, and the heuristic's is used only where it agrees with the model's.
 """
 
 import functools
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from data_prep.given import Mask, read_given
 from data_prep.sandbox import not_the_file
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.lungs import (
+    MODEL,
     certainty,
     contour_of,
     dice,
@@ -29,8 +31,8 @@ from xmae_jax.data.lungs import (
 
 LUNGS = ("auto", "given", "model", "heuristic", "rectangle", "none")
 RETROCARDIAC = {"exclude": 0, "include": 1}  # channel of the model
-MIN_QUALITY = 0.5  # of a contour of the model or the heuristic that is used
-FULL_AGREEMENT = 0.7  # Dice of both from which neither counts against the other
+MIN_QUALITY = 0.6  # of a contour of the model or the heuristic that is used
+FULL_AGREEMENT = 0.7  # Dice of both from which the heuristic does not count against the model
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,9 @@ def find_lungs(
     found = contour_of(probability, pixels.shape)
     source = "model:with_heart" if retrocardiac == "include" else "model"
     agreement = dice(found, drawn)
-    agreed = min(agreement / FULL_AGREEMENT, 1.0)
     # The model may be right alone, where it is sure; the heuristic also takes to slices of a CT.
-    sure = certainty(probability) * (0.6 + 0.4 * agreed)
-    return _best([(source, found, sure), ("heuristic", drawn, agreed)], agreement)
+    sure = certainty(probability) * (0.7 + 0.3 * min(agreement / FULL_AGREEMENT, 1.0))
+    return _best([(source, found, sure), ("heuristic", drawn, agreement)], agreement)
 
 
 def _best(candidates: list[tuple[str, np.ndarray, float]], agreement: float) -> Contour:
@@ -93,6 +94,13 @@ def _best(candidates: list[tuple[str, np.ndarray, float]], agreement: float) -> 
         if quality >= MIN_QUALITY:
             return Contour(mask, source, quality, agreement)
     return Contour(None, "none", 0.0, agreement)
+
+
+def model_digest(lungs: str) -> str | None:
+    """Return the sha256 of the model's weights, which such contours depend on, or None."""
+    if lungs not in ("auto", "model"):
+        return None
+    return json.loads(MODEL.with_suffix(".json").read_text())["sha256"]
 
 
 @functools.cache

@@ -99,3 +99,13 @@ def test_stacks_are_found(kind, tokens):
         flops.Stack(24, 737, 1024),
         flops.Stack(8, tokens, 512),
     ]
+
+
+def test_a_convolution_by_hand():
+    def loss(kernel, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=numbers)
+        return y.sum()
+
+    kernel, x = jnp.zeros((3, 3, 5, 7)), jnp.zeros((2, 9, 9, 5))
+    assert flops.matmul_flops(loss, kernel, x) == {"other": 2 * 2 * 4 * 4 * 7 * 3 * 3 * 5}

@@ -1,4 +1,4 @@
-"""Floating-point operations of a function's matrix products, counted from its jaxpr.
+"""Floating-point operations of a function's matrix products and convolutions, from its jaxpr.
 
 Counting what is traced needs no formula for each model, and no array is made. A model's FLOPs are
 those of its forward pass times three, as in Chowdhery et al., PaLM (arXiv 2204.02311, appendix B):
@@ -37,6 +37,9 @@ def _count(jaxpr: Any, times: int, scope: tuple[str, ...], unit: int, counted: C
         if eqn.primitive.name == "dot_general":
             counted["/".join(_parts(inner))] += times * _dot(eqn, unit)
             continue
+        if eqn.primitive.name == "conv_general_dilated":
+            counted["/".join(_parts(inner))] += times * _conv(eqn)
+            continue
         repeats = times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
         for value in eqn.params.values():
             for sub in value if isinstance(value, tuple | list) else (value,):
@@ -48,6 +51,12 @@ def _parts(scope: tuple[str, ...]) -> list[str]:
     """Keep the scopes that this code gives: a model's part, and within it attention."""
     kept = [name for name in scope if name in ("encoder", "decoder", "attention")]
     return kept[:2] or ["other"]
+
+
+def _conv(eqn: Any) -> int:
+    kernel = eqn.invars[1].aval.shape
+    outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // outputs
 
 
 def _dot(eqn: Any, unit: int) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xmae_jax import metrics, rng
+from xmae_jax import metrics, rng, sharding
 from xmae_jax.data import lungs
 from xmae_jax.models.unet import UNetConfig
 from xmae_jax.objectives import segment
@@ -110,6 +110,28 @@ def test_micro_batches_give_one_gradient():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one[0], four[0]
     )
+
+
+def test_eight_devices_give_one_gradient():
+    one = state_and_gradient(small_segment(ema_decay=0.9), batch_of(), 1)
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(batch_of(), sharding.batch_sharding(mesh))
+        eight = state_and_gradient(small_segment(ema_decay=0.9), rows, 1)
+    np.testing.assert_allclose(one[2], eight[2], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one[0], eight[0]
+    )
+
+
+def test_rules_cover_the_whole_state():
+    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, ())
+    objective = small_segment(ema_decay=0.9)
+    state = jax.eval_shape(
+        lambda key: init_state(objective, Optimizer(config, 8, 0, 1), key), rng.key(0, "init")
+    )
+    laid = sharding.state_shardings(state, sharding.make_mesh(data=4, fsdp=2))
+    assert all(where.is_fully_replicated for where in jax.tree.leaves(laid.params))
 
 
 def test_an_empty_truth_has_no_dice_and_nothing_known_no_loss(made):

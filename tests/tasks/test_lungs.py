@@ -12,8 +12,8 @@ from data_prep.contours import find_lungs
 from data_prep.phantoms import draw
 from tests.runs import finish
 from xmae_jax.data.film import read_film, read_mask
-from xmae_jax.data.lungs import contour_of, dice
-from xmae_jax.tasks.lungs import WEIGHTS, WeightsError, export_lung_model, load_lung_model
+from xmae_jax.data.lungs import MODEL, contour_of, dice
+from xmae_jax.tasks.lungs import WeightsError, export_lung_model, load_lung_model
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,13 @@ def model():
 
 def copied(folder):
     for suffix in (".safetensors", ".json"):
-        shutil.copy(WEIGHTS.with_suffix(suffix), folder)
-    return folder / WEIGHTS.name
+        shutil.copy(MODEL.with_suffix(suffix), folder)
+    return folder / MODEL.name
 
 
 def test_shipped_weights_are_small_and_run_nothing():
-    assert WEIGHTS.stat().st_size <= 4e6
-    assert WEIGHTS.read_bytes()[8:9] == b"{"  # the header of safetensors is JSON
+    assert MODEL.stat().st_size <= 4e6
+    assert MODEL.read_bytes()[8:9] == b"{"  # the header of safetensors is JSON
 
 
 def test_weights_that_are_not_as_written_are_refused(tmp_path):
@@ -67,6 +67,7 @@ def test_a_run_is_exported_whole(shards, tmp_path):
     workdir, weights = tmp_path / "run", tmp_path / "out" / "lungs.safetensors"
     argv = [sys.executable, "-m", "xmae_jax.main", "--config=configs/segment_lungs.py:smoke"]
     argv += [f"--workdir={workdir}", f"--config.data.path={shards}", "--config.total_steps=2"]
+    argv += ["--config.eval_rows=4"]
     code, out = finish(argv)
     assert code == 0, out
     assert "lungs" in out and "Dice" in out  # the evaluator's table

@@ -7,6 +7,7 @@ rectangle is the one of the released code of the paper that this project follows
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -39,6 +40,9 @@ CONVENTIONS = {
 """Which one a mask follows, by the name in "given:NAME" or by the film's source."""
 OUTER = 0.15  # of the width of both lungs: the part along the chest wall that no heart reaches
 _FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
+
+MODEL = Path(__file__).parents[1] / "weights" / "lungs.safetensors"
+"""The shipped model's weights, which `tasks/lungs.py` runs; `.json` beside them has the sha256."""
 
 SEARCH_SIDE = 64  # px, long side of the film while the outline is searched
 SIDE = 128  # px, while it is refined

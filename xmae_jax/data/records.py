@@ -52,7 +52,9 @@ class Record(TypedDict):
     image: bytes  # JPEG or PNG, one channel, s x s
     lung_mask: bytes | None  # 1-bit PNG over the same square, at most MASK_SIDE px
     lung_hull: bytes | None  # convex hull of the mask, stored likewise
-    mask_source: str  # "given:<name>", "heuristic", "rectangle" or "none"
+    mask_source: (
+        str  # "given:<name>", "model", "model:with_heart", "heuristic", "rectangle", "none"
+    )
     mask_quality: float  # 0 (none, or useless) to 1
     id: str  # 16 hex digits, keyed; likewise patient and study
     patient: str

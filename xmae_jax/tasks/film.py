@@ -41,6 +41,7 @@ def _example(config: Config, objective: Any) -> dict[str, np.ndarray]:
         "valid_box": np.array([0, 0, side, side]),
         "lung_mask": None,
         "lung_hull": None,
+        "mask_source": "none",
         "view": "",
     }
     row = view_of(config, objective, train=False)(record, np.random.default_rng(0))

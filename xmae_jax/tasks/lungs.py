@@ -20,13 +20,12 @@ import safetensors.numpy
 from jaxtyping import Array, Float32, UInt8
 
 from xmae_jax import checkpoint, config
+from xmae_jax.data.lungs import MODEL
 from xmae_jax.digest import flatten
 from xmae_jax.models.unet import UNetConfig
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.segment import Segment
 from xmae_jax.rundir import read_run
-
-WEIGHTS = Path(__file__).parents[1] / "weights" / "lungs.safetensors"
 
 LungModel = Callable[[UInt8[np.ndarray, "h w"]], Float32[np.ndarray, "m m 2"]]
 
@@ -35,7 +34,7 @@ class WeightsError(OSError):
     """The shipped weights are missing or not as they were written."""
 
 
-def load_lung_model(weights: Path = WEIGHTS) -> LungModel:
+def load_lung_model(weights: Path = MODEL) -> LungModel:
     """Return a function from a frontal film to each channel's probability, over the whole film.
 
     One shape is compiled, for the CPU, at the first film. The film's mirror image is looked at as
@@ -88,7 +87,7 @@ def _read(weights: Path) -> tuple[Segment, Any]:
     return objective, params
 
 
-def export_lung_model(run: Path, *, weights: Path = WEIGHTS) -> None:
+def export_lung_model(run: Path, *, weights: Path = MODEL) -> None:
     """Write the averaged parameters of a run's newest checkpoint, and their table."""
     settings = config.resolve(config.from_json(run / "config.json"))
     objective = config.objective_of(settings, OBJECTIVES)
