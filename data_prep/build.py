@@ -133,7 +133,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    versions["lung_model"] = model_digest(options.lungs)
+    versions["lung_model"] = model_digest(options.lungs) or "none"
     return Recipe(settings, options.key.resolve(), tuple(versions.items()))
 
 
