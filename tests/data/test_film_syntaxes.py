@@ -139,6 +139,14 @@ def test_the_first_of_encapsulated_frames(tmp_path, syntax):
         stored_values(path)
 
 
+@pytest.mark.parametrize("values", [FILM, SIGNED], ids=["unsigned", "signed"])
+def test_unused_bits_of_rle_do_not_count(tmp_path, values):
+    """Retired overlays lie in the bits above the stored ones."""
+    dirty = (values.view(np.uint16) & 0x0FFF) | 0xA000
+    tags = dict(syntax=uid.RLELossless, frame=encoded(uid.RLELossless, dirty, bits=16))
+    np.testing.assert_array_equal(stored_values(dicom(tmp_path / "a", values, **tags)), values)
+
+
 def test_a_frame_in_several_fragments(tmp_path):
     frame = encoded(uid.JPEG2000Lossless, FILM)
     data = encapsulate([frame], fragments_per_frame=4)

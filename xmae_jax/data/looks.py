@@ -36,7 +36,7 @@ def is_inverted(pixels: UInt8[np.ndarray, "h w"]) -> bool:
     Compares ranks of grey, which no exposure or window changes: of the spine with both lungs, and
     of the upper corners with the whole. docs/films.md has the rates on real films.
     """
-    small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA).astype(np.uint8)
     counts = np.bincount(small.ravel(), minlength=256)
     ranks = ((np.cumsum(counts) - counts / 2) / small.size)[small]
     spine = ranks[20:44, 29:35].mean()

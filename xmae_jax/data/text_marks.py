@@ -80,31 +80,32 @@ def _lines(boxes: Int[np.ndarray, "n 4"]) -> list[Line]:
     fits = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1])
     fits &= (width <= _WIDEST * height) & (width >= 0.15 * height)
     strokes = boxes[fits]
+    if len(strokes) < 3:
+        return []
     strokes = strokes[np.argsort(strokes[:, 0], kind="stable")]
+    follows = _follows(strokes)
+    last, after = ~follows.any(axis=1), follows.argmax(axis=1)
     free, found = np.ones(len(strokes), bool), []
     for first in range(len(strokes)):
         chain = [first] if free[first] else []
-        while chain:
-            after = np.flatnonzero(free & _follows(strokes, strokes[chain[-1]]))
-            if not after.size:
-                break
-            chain.append(after[0])
+        while chain and not last[chain[-1]] and free[after[chain[-1]]]:
+            chain.append(int(after[chain[-1]]))
+        if len(chain) < 3:
+            continue
         free[chain] = False
         letters = np.maximum(np.rint(strokes[chain, 2] / (_LETTER * strokes[chain, 3])), 1)
-        if len(chain) >= 4 or len(chain) >= 3 and letters.sum() >= 5:
+        if len(chain) >= 4 or letters.sum() >= 5:
             x, y = strokes[chain, :2].min(axis=0)
             right, bottom = (strokes[chain, :2] + strokes[chain, 2:]).max(axis=0)
             found.append(Line(int(x), int(y), int(right - x), int(bottom - y)))
     return found
 
 
-def _follows(
-    strokes: Int[np.ndarray, "n 4"], last: Int[np.ndarray, " 4"]
-) -> Bool[np.ndarray, " n"]:
-    """Tell which strokes may be the next letter after the last one."""
-    x, y, width, height = last
-    gap = strokes[:, 0] - (x + width)
-    step = np.abs(strokes[:, 1] + strokes[:, 3] - (y + height))
-    fits = (strokes[:, 0] > x) & (gap > -0.3 * height) & (gap < _GAP * height)
-    fits &= step <= _STEP * height
-    return fits & (strokes[:, 3] <= _GROWTH * height) & (height <= _GROWTH * strokes[:, 3])
+def _follows(strokes: Int[np.ndarray, "n 4"]) -> Bool[np.ndarray, "n n"]:
+    """Tell for each stroke (row) which others may be the next letter of its line."""
+    x, y, width, height = strokes.T
+    bottom, size = y + height, height[:, None]
+    gap = x - (x + width)[:, None]
+    fits = (x > x[:, None]) & (gap > -0.3 * size) & (gap < _GAP * size)
+    fits &= np.abs(bottom - bottom[:, None]) <= _STEP * size
+    return fits & (height <= _GROWTH * size) & (size <= _GROWTH * height)
