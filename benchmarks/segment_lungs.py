@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
+from benchmarks import drawings
 from xmae_jax.data.film import read_film, read_mask
 from xmae_jax.data.lungs import CHANNELS, CONVENTIONS, contour_of, dice, heuristic_lungs
 from xmae_jax.tasks.lungs import export_lung_model, load_lung_model
@@ -34,7 +34,7 @@ FOLDS = 3
 LICENCES = {"NLM-public-use (cite Jaeger 2014)", "CC BY", "CC BY 3.0", "CC BY 4.0"}
 MASK_LICENCES = {"NLM-public-use", "CC-BY-4.0"}
 SOURCES = ("montgomery-manual", "v7-darwin-human")
-PHANTOMS, NOT_FILMS = 1200, 160
+PHANTOMS, NOT_FILMS = 1200, 240
 MIXTURE = (3, 1, 4, 4)  # rows of a batch: phantoms, pictures that are no films, SOURCES
 SIDE = 320
 
@@ -120,50 +120,20 @@ def phantoms(folder: Path) -> Path:
 
 
 def not_films(folder: Path) -> Path:
-    """Draw pictures that have no contour: axial slices, masks, textures; make shards of them."""
+    """Draw pictures that are no films, and make shards of them."""
     shards = folder / "shards"
     if shards.exists():
         return shards
     (folder / "images").mkdir(parents=True, exist_ok=True)
     table = ["image,patient_id,view,source,split"]
     masks = sorted((folder.parent / "phantoms" / "films" / "lung_masks").glob("*.png"))
-    for i in range(NOT_FILMS):
-        rng = np.random.default_rng((13, i))
-        kind = ("slice", "slice", "mask", "texture")[i % 4]
-        if kind == "slice":
-            picture = axial_slice(rng)
-        elif kind == "mask":
-            picture = np.asarray(Image.open(masks[i]), np.float64) / 255
-        else:
-            picture = ndimage.gaussian_filter(rng.normal(size=(SIDE, SIDE)), rng.uniform(1, 20))
-            picture = (picture - picture.min()) / np.ptp(picture)
+    for i, path in enumerate(masks[:NOT_FILMS]):
+        kind, picture = drawings.draw(i, np.asarray(Image.open(path)) > 0)
         name = f"images/{kind}_{i:04d}.png"
         Image.fromarray((picture * 255).astype(np.uint8)).save(folder / name)
         table.append(f"{name},{name},OTHER,drawn,train")
     (folder / "labels.csv").write_text("\n".join(table) + "\n")
     return _build(folder, shards)
-
-
-def axial_slice(rng: np.random.Generator) -> np.ndarray:
-    """Draw what a CT slice of the chest has in common with others, values in [0, 1]."""
-    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-    x, y = x / rng.uniform(0.75, 0.98), y / rng.uniform(0.55, 0.85) + rng.uniform(-0.1, 0.1)
-
-    def oval(cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
-        return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
-
-    soft, bone, air = rng.uniform(0.45, 0.75), rng.uniform(0.8, 1.0), rng.uniform(0.0, 0.35)
-    picture = np.where(oval(0, 0, 1, 1), soft, rng.uniform(0, 0.1))
-    picture[oval(0, 0, 1, 1) & ~oval(0, 0, 0.93, 0.92)] = soft * rng.uniform(0.5, 1.0)
-    wide, tall = rng.uniform(0.33, 0.4), rng.uniform(0.55, 0.72)
-    for side in (-1, 1):
-        lung = oval(side * 0.45, rng.uniform(-0.1, 0.1), wide, tall) & ~oval(0.1, -0.15, 0.3, 0.4)
-        vessels = ndimage.gaussian_filter(rng.normal(size=x.shape), rng.uniform(1.5, 3)) * 2.5
-        picture[lung] = (air + 0.5 * np.clip(vessels, 0, 1))[lung]
-    picture[oval(0, 0.62, 0.13, 0.17)] = bone
-    picture[oval(0, -0.86, 0.12, 0.05)] = bone
-    picture = ndimage.gaussian_filter(picture, rng.uniform(0.5, 1.5))
-    return np.clip(picture + rng.uniform(0, 0.05) * rng.normal(size=x.shape), 0, 1)
 
 
 def train(films: list[FilmRow], work: Path, fold: int | None, extra: list[str]) -> Path:
