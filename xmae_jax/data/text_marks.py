@@ -93,12 +93,13 @@ def _lines(boxes: Int[np.ndarray, "n 4"]) -> list[Line]:
         return []
     strokes = strokes[np.argsort(strokes[:, 0], kind="stable")]
     follows = _follows(strokes)
-    last, after = ~follows.any(axis=1), follows.argmax(axis=1)
+    last = np.logical_not(follows.any(axis=1)).tolist()
+    after = follows.argmax(axis=1).tolist()
     free, found = np.ones(len(strokes), bool), []
     for first in range(len(strokes)):
         chain = [first] if free[first] else []
         while chain and not last[chain[-1]] and free[after[chain[-1]]]:
-            chain.append(int(after[chain[-1]]))
+            chain.append(after[chain[-1]])
         if len(chain) < 3:
             continue
         free[chain] = False
