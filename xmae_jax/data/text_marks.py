@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, UInt8
 _SIDE = 1024  # px of the longer side that is looked at
 _SMALL = 700  # px: films below are doubled, since their letters touch
 _STROKE = 9  # px: nothing wider is a stroke of a letter
-_CONTRASTS = (64, 128)  # grey levels around a stroke; the higher parts letters that touch
+_CLEAR, _SHARP = 64, 128  # grey levels around a stroke; the higher parts letters that touch
 _PURE, _FAINT = 250, 24  # pure white or black may stand out by less
 _HEIGHTS = (6, 48)  # px of a letter
 _WIDEST = 3.0  # of a stroke, in heights: touching letters count as several
@@ -45,25 +45,34 @@ def resized(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W"]:
 def text_lines(pixels: UInt8[np.ndarray, "h w"]) -> list[Line]:
     """Return the lines of text of a resized film."""
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (_STROKE, _STROKE))
+    # Three pictures are used again and again: fresh memory costs more than what is done in it.
+    relief, strokes, pure = (np.empty_like(pixels) for _ in range(3))
+    ends = ((_PURE - 1, cv2.THRESH_BINARY), (255 - _PURE, cv2.THRESH_BINARY_INV))
     found = []
-    for hat in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
-        relief = cv2.morphologyEx(pixels, hat, kernel)
-        pure = _mask(pixels if hat == cv2.MORPH_TOPHAT else 255 - pixels, _PURE)
-        faint = cv2.bitwise_and(pure, _mask(relief, _FAINT))
-        clear, sharp = (_mask(relief, least) for least in _CONTRASTS)
-        for strokes in (cv2.bitwise_or(clear, faint), sharp):
-            boxes = _boxes(strokes)
-            if not 3 <= len(boxes) <= _MANY:
-                continue
-            found += _lines(boxes)
-            turned = boxes[:, [1, 0, 3, 2]]
-            found += [Line(y, x, height, width) for x, y, width, height in _lines(turned)]
+    for hat, (end, side) in zip((cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT), ends, strict=True):
+        cv2.morphologyEx(pixels, hat, kernel, dst=relief)
+        _mark(relief, _SHARP, strokes)
+        found += _lines_both_ways(strokes)
+        cv2.threshold(pixels, end, 255, side, dst=pure)
+        _mark(relief, _FAINT, strokes)
+        cv2.bitwise_and(pure, strokes, dst=pure)
+        _mark(relief, _CLEAR, strokes)
+        cv2.bitwise_or(pure, strokes, dst=strokes)
+        found += _lines_both_ways(strokes)
     return found
 
 
-def _mask(values: UInt8[np.ndarray, "h w"], least: int) -> UInt8[np.ndarray, "h w"]:
-    """Return 255 where values are at least so much."""
-    return cv2.threshold(values, least - 1, 255, cv2.THRESH_BINARY)[1]
+def _mark(values: UInt8[np.ndarray, "h w"], least: int, out: UInt8[np.ndarray, "h w"]) -> None:
+    """Write 255 into `out` where values are at least so much, 0 elsewhere."""
+    cv2.threshold(values, least - 1, 255, cv2.THRESH_BINARY, dst=out)
+
+
+def _lines_both_ways(strokes: UInt8[np.ndarray, "h w"]) -> list[Line]:
+    boxes = _boxes(strokes)
+    if not 3 <= len(boxes) <= _MANY:
+        return []
+    turned = _lines(boxes[:, [1, 0, 3, 2]])
+    return _lines(boxes) + [Line(y, x, height, width) for x, y, width, height in turned]
 
 
 def _boxes(strokes: UInt8[np.ndarray, "h w"]) -> Int[np.ndarray, "n 4"]:
@@ -84,12 +93,13 @@ def _lines(boxes: Int[np.ndarray, "n 4"]) -> list[Line]:
         return []
     strokes = strokes[np.argsort(strokes[:, 0], kind="stable")]
     follows = _follows(strokes)
-    last, after = ~follows.any(axis=1), follows.argmax(axis=1)
+    last = np.logical_not(follows.any(axis=1)).tolist()
+    after = follows.argmax(axis=1).tolist()
     free, found = np.ones(len(strokes), bool), []
     for first in range(len(strokes)):
         chain = [first] if free[first] else []
         while chain and not last[chain[-1]] and free[after[chain[-1]]]:
-            chain.append(int(after[chain[-1]]))
+            chain.append(after[chain[-1]])
         if len(chain) < 3:
             continue
         free[chain] = False
