@@ -72,7 +72,7 @@ class Augment:
             x += rng.uniform(0, self.noise) * rng.standard_normal(x.shape, dtype=np.float32)
         x *= 255
         grey = np.asarray(cv2.convertScaleAbs(np.maximum(x, 0, out=x)))  # rounds, stops at 255
-        return ~grey if rng.uniform() < self.invert else grey
+        return 255 - grey if rng.uniform() < self.invert else grey
 
 
 def warp(
