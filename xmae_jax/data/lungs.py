@@ -52,6 +52,7 @@ RIM = 0.04  # of the lungs' width: narrow, so as to stay within the chest wall
 # Frontal films score 0.14 and more (1st percentile), laterals and inverted films 0.13 at most.
 MIN_CONTRAST = 0.13
 MAX_HOLE = 0.05  # of a contour's area
+SMOOTH = 2.0  # px of a model's map: half a patch of the network, whose edges show otherwise
 
 
 def convention(record: dict[str, Any]) -> str | None:
@@ -114,8 +115,9 @@ def contour_of(
 ) -> Bool[np.ndarray, "h w"]:
     """Make a film's contour of a channel that a model gave: the two largest parts, without holes.
 
-    Probabilities are enlarged and not the contour, which so stays smooth.
+    Probabilities are smoothed and enlarged, and not the contour, which so stays smooth.
     """
+    probability = np.asarray(cv2.GaussianBlur(probability, (0, 0), SMOOTH))
     inside = probability >= 0.5
     labels = _components(inside)
     areas = np.bincount(labels.ravel())[1:]
