@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
                 # rows so lost stay below this share.
                 bad_records="fail",
                 max_bad_share=1e-3,
-                # A patient, a film or a near copy of one that is both trained and evaluated on, or
+                # A patient, a film or a near copy of one in the training split and another, or
                 # sets whose patients cannot be compared: exit 65, or "allow" and say so in results.
                 leaks="refuse",
             ),

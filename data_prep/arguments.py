@@ -98,11 +98,19 @@ def _check_places(options: argparse.Namespace) -> None:
     films = source / "images" if (source / "images").is_dir() else source
     if source.is_relative_to(output) or output.is_relative_to(films):
         raise UsageError(f"--output {options.output}: must lie outside the input")
+    if os.path.ismount(output):
+        raise UsageError(f"--output {options.output}: a mount point; choose a folder in it")
+    options.output = output  # a link would be replaced, not what it points to
     options.key = options.key or splits.default_key_path()
     for name in ("key", "id_map"):
         path = getattr(options, name)
         inside = (output, output.with_name(output.name + ".incomplete"))
         if path is not None and any(map(path.resolve().is_relative_to, inside)):
             raise UsageError(f"--{name.replace('_', '-')} {path}: must not lie inside the output")
-    if options.id_map is not None and not options.id_map.resolve().parent.is_dir():
-        raise UsageError(f"--id-map {options.id_map}: no such folder")
+    if options.id_map is not None:
+        id_map = options.id_map.resolve()
+        if not id_map.parent.is_dir():
+            raise UsageError(f"--id-map {options.id_map}: no such folder")
+        tables = [path.resolve() for path in (options.key, options.labels) if path is not None]
+        if id_map in tables or id_map.is_relative_to(films):
+            raise UsageError(f"--id-map {options.id_map}: would overwrite what is read")

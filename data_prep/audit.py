@@ -8,7 +8,7 @@ patients, and pairs of copies and near copies, stand in two splits; the first `p
 `notes` what is no error. Patients can be compared only where ids were made with one key, so sets of
 several keys are an error, unless --allow-other-keys says that comparing pictures is enough.
 
-Exit codes: 0 nothing is in two splits, 64 usage, 65 something is, keys differ, or bad data.
+Exit codes: 0 nothing is in two splits, 64 usage, 65 something is, keys differ, or bad data, 74 I/O.
 """
 
 import json
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import BAD_DATA, INTERRUPTED, USAGE, Parser, UsageError
+from data_prep.arguments import BAD_DATA, DISK, INTERRUPTED, USAGE, Parser, UsageError
 from xmae_jax.data.index import Index, read_index
 from xmae_jax.data.leaks import Leak, describe, find_leaks, other_keys
 from xmae_jax.data.manifest import DataError
@@ -101,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"data_prep.audit: {error}", file=sys.stderr)
         return BAD_DATA
+    except OSError as error:
+        print(f"data_prep.audit: {error}", file=sys.stderr)
+        return DISK
     except KeyboardInterrupt:
         return INTERRUPTED
     print(json.dumps(report, indent=1))

@@ -16,6 +16,7 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -24,7 +25,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,22 @@ from data_prep.arguments import (
     parse_arguments,
 )
 from data_prep.contours import model_digest
-from data_prep.films import Job, Settings, patients_of
+from data_prep.duplicates import check_keys
+from data_prep.films import Job, Settings, patients_of, unknown_patient
 from data_prep.finish import REJECTED, Policy, finish
 from data_prep.inputs import Inputs, Row, digest_of, sha256_of
 from data_prep.parts import Part, Recipe, Workers, build_part, digest_job, plan_parts
 from data_prep.sandbox import Sandbox
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.index import INDEX, Index, read_index
-from xmae_jax.data.manifest import FORMAT, MANIFEST, DataError, load_manifest, write_manifest
+from xmae_jax.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    DataError,
+    check,
+    load_manifest,
+    write_manifest,
+)
 from xmae_jax.data.records import FINDINGS, Report
 from xmae_jax.seal import json_digest
 
@@ -66,7 +75,11 @@ _STORED = (
     "retrocardiac",
     "size",
 )  # arguments, in the manifest
-_PACKAGES = ("array_record", "numpy", "pillow", "pydicom", "scikit-image", "tensorflow-datasets")
+_PACKAGES = tuple(
+    "array_record imagehash jax numpy opencv-python-headless pillow pydicom pyjpegls python-gdcm"
+    " pylibjpeg-openjpeg scikit-image scipy simplejpeg tensorflow-datasets".split()
+)
+Run = Callable[[Sequence[Part], Recipe], None]
 
 
 def build(options: argparse.Namespace) -> str:
@@ -100,30 +113,36 @@ def build(options: argparse.Namespace) -> str:
     arguments["key_fingerprint"] = policy.key
     recipe = _recipe(options)
     arguments["lung_model"] = dict(recipe.versions)["lung_model"]
-    if options.output.exists() and any(options.output.iterdir()):
-        with Workers(options.workers) as workers:
-            _compare(options, arguments, workers, inputs)
-        summary = f"{options.output}: up to date, nothing changed"
-    else:
-        with _incomplete(options.output) as work:
-            parts = _run(work, options, recipe, inputs)
-            about = {
-                "name": options.name,
-                "labels": list(FINDINGS),
-                "size": options.size,
-                "fit": options.fit,
-                "codec": options.codec,
-                "notes": list(inputs.notes),
-                "generator": _generator(options.input),
-                "versions": dict(recipe.versions),
-                "arguments": arguments,
-            }
-            manifest, digests = finish(
-                work / "final", parts, refused=inputs.refused, policy=policy, about=about
-            )
-            manifest["inputs"] = _inputs_digest(inputs, digests)
-            write_manifest(work / "final", manifest)
-        summary = _summary(manifest, inputs, time.monotonic() - started)
+    if policy.exclude and not options.allow_other_keys:
+        check_keys(policy.exclude, policy.key)
+    run = _beam(options) if options.runner == "beam" else None
+    with Workers(options.workers) as workers:
+        jobs = _jobs(inputs, workers)
+        if options.output.exists() and any(options.output.iterdir()):
+            _compare(options, arguments, workers.map(lambda job, _: digest_job(job), jobs), inputs)
+            _clear(options.output)
+            summary = f"{options.output}: up to date, nothing changed"
+        else:
+            with _incomplete(options.output) as work:
+                parts = _plan(work, jobs)
+                (run or _locally(workers))(parts, recipe)
+                about = {
+                    "name": options.name,
+                    "labels": list(FINDINGS),
+                    "size": options.size,
+                    "fit": options.fit,
+                    "codec": options.codec,
+                    "notes": list(inputs.notes),
+                    "generator": _generator(options.input),
+                    "versions": dict(recipe.versions),
+                    "arguments": arguments,
+                }
+                manifest, digests = finish(
+                    work / "final", parts, refused=inputs.refused, policy=policy, about=about
+                )
+                manifest["inputs"] = _inputs_digest(inputs, digests)
+                write_manifest(work / "final", manifest)
+            summary = _summary(manifest, inputs, time.monotonic() - started)
     if options.id_map is not None:
         _write_id_map(options.id_map, options, key, inputs)
     return summary
@@ -132,9 +151,24 @@ def build(options: argparse.Namespace) -> str:
 def _recipe(options: argparse.Namespace) -> Recipe:
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    versions["lung_model"] = model_digest(options.lungs) or "none"
+    versions = {name: _version(name) for name in _PACKAGES}
+    versions |= {"lung_model": model_digest(options.lungs) or "none", "code": _code()}
     return Recipe(settings, options.key.resolve(), tuple(versions.items()))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # of an extra
+        return "none"
+
+
+def _code() -> str:
+    """Hash the sources that records depend on: parts of another version are made again."""
+    root = Path(__file__).parents[1]
+    folders = ("data_prep", "xmae_jax/data", "xmae_jax/models", "xmae_jax/tasks")
+    paths = sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
+    return digest_of({path.relative_to(root).as_posix(): sha256_of(path) for path in paths})
 
 
 def _licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:
@@ -158,18 +192,22 @@ def _excluded(path: Path) -> list[Index]:
     return [*read_index(directory_of(path)).values()]
 
 
-def _run(work: Path, options: argparse.Namespace, recipe: Recipe, inputs: Inputs) -> list[Part]:
-    """Make all parts that are not there yet; return all."""
-    with Workers(options.workers) as workers:
-        parts = plan_parts(work / "parts", _jobs(inputs, workers))
-        planned = {path for part in parts for path in (part.path, part.notes)}
-        (work / "parts").mkdir(exist_ok=True)
-        for path in (work / "parts").iterdir():
-            if path not in planned:
-                path.unlink()
-        if options.runner == "beam":
-            _beam().run(parts, recipe, options=shlex.split(options.beam_options))
-            return parts
+def _plan(work: Path, jobs: Sequence[Job]) -> list[Part]:
+    """Plan all parts, and remove what is none of them."""
+    folder = work / "parts"
+    parts = plan_parts(folder, jobs)
+    planned = {path for part in parts for path in (part.path, part.notes)}
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path not in planned:
+            path.unlink()
+    return parts
+
+
+def _locally(workers: Workers) -> Run:
+    """Make parts in this machine's processes, with a progress bar."""
+
+    def run(parts: Sequence[Part], recipe: Recipe) -> None:
         films = sum(len(part.jobs) for part in parts)
         bar = tqdm(total=films, desc="films", unit="file", disable=None, leave=False)
         lock, rejects = threading.Lock(), 0
@@ -183,15 +221,20 @@ def _run(work: Path, options: argparse.Namespace, recipe: Recipe, inputs: Inputs
 
         with bar:
             workers.map(lambda part, box: build_part(part, recipe, box, tell=tell), parts)
-    return parts
+
+    return run
 
 
-def _beam() -> Any:
+def _beam(options: argparse.Namespace) -> Run:
+    """Make parts by Apache Beam."""
     try:
         from data_prep import beam  # slow to import, and only this runner needs it
+
+        return functools.partial(beam.run, options=shlex.split(options.beam_options))
     except ImportError:
         raise UsageError("--runner beam: needs Apache Beam (extra [beam])") from None
-    return beam
+    except ValueError as error:
+        raise UsageError(f"--beam-options: {error}") from None
 
 
 def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
@@ -205,13 +248,14 @@ def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
     found = workers.map(_patients, chunks)
     patients = dict(zip(unknown, (name for names in found for name in names), strict=True))
     for film in inputs.films:
-        patients[film] = inputs.rows.get(film, empty).patient or patients[film] or f"film:{film}"
+        patients[film] = inputs.rows.get(film, empty).patient or patients[film]
+        patients[film] = patients[film] or unknown_patient(film)
     official: dict[str, str] = {}  # patient -> split, for films that no table names too
     for film, row in inputs.rows.items():
         if row.split and film in patients:
             if official.setdefault(patients[film], row.split) != row.split:
                 raise DataError(f"{inputs.root}: a patient has films in two of the given splits")
-    jobs = []
+    jobs, nothing = [], Report(findings="", impression="")
     for film in inputs.films:
         row, patient = inputs.rows.get(film, empty), patients[film]
         jobs.append(
@@ -220,7 +264,7 @@ def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
                 path=inputs.root / film,
                 mask=inputs.masks.get(film),
                 row=row,
-                report=inputs.reports.get(row.study, Report(findings="", impression="")),
+                report=inputs.reports.get(row.study, nothing) if row.study else nothing,
                 patient=patient,
                 split=official.get(patient) or splits.split_of(patient),
             )
@@ -257,9 +301,12 @@ def _generator(folder: Path) -> dict[str, Any]:
 
 
 def _compare(
-    options: argparse.Namespace, arguments: dict[str, Any], workers: Workers, inputs: Inputs
+    options: argparse.Namespace, arguments: dict[str, Any], digests: list[str], inputs: Inputs
 ) -> None:
-    """Check that an existing output is what this command would write; UsageError if not."""
+    """Check that an existing output is what this command would write, and whole.
+
+    Raises UsageError if it is another, DataError if it is damaged.
+    """
     if not (options.output / MANIFEST).is_file():
         raise UsageError(f"--output {options.output}: not empty, and no data set")
     manifest = load_manifest(options.output)
@@ -267,38 +314,49 @@ def _compare(
         there = manifest.get("arguments", {}).get(name)
         if there != value:
             raise UsageError(f"{options.output} was built with {name}={there!r}, not {value!r}")
-    jobs = _jobs(inputs, workers)
-    digests = workers.map(lambda job, _: digest_job(job), jobs)
-    found = _inputs_digest(
-        inputs, {job.film: digest for job, digest in zip(jobs, digests, strict=True)}
-    )
-    if found != manifest["inputs"]:
+    if _inputs_digest(inputs, dict(zip(inputs.films, digests, strict=True))) != manifest["inputs"]:
         raise UsageError(f"{options.output} was built from other inputs: choose another --output")
+    check(options.output, manifest)
+
+
+def _clear(output: Path) -> None:
+    """Remove what a run leaves that was killed when its output was whole already."""
+    if output.with_name(output.name + ".incomplete").exists():
+        with contextlib.suppress(BlockingIOError), _locked(output) as work:
+            shutil.rmtree(work)
 
 
 @contextlib.contextmanager
-def _incomplete(output: Path) -> Iterator[Path]:
-    """Give a locked folder beside the output, whose `final` takes its name once all went well.
-
-    Parts that a run before this one made are still in it.
-    """
-    work = output.with_name(output.name + ".incomplete").resolve()
+def _locked(output: Path) -> Iterator[Path]:
+    """Give the folder beside an output where one run at a time works."""
+    work = output.with_name(output.name + ".incomplete")
     work.mkdir(parents=True, exist_ok=True, mode=0o700)  # its notes name input files
     handle = os.open(work, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield work
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _incomplete(output: Path) -> Iterator[Path]:
+    """Give a locked folder whose `final` takes the output's name once all went well.
+
+    Parts that a run before this one made are still in it.
+    """
+    with _locked(output) as work:
         for path in work.iterdir():
             if path.name != "parts":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         (work / "final").mkdir()
-        yield work
+        try:
+            yield work
+        except DataError:  # of no use: the inputs are to change
+            shutil.rmtree(work)
+            raise
         (work / "final").rename(output)
         shutil.rmtree(work)
-    except (DataError, UsageError):
-        shutil.rmtree(work)
-        raise
-    finally:
-        os.close(handle)
 
 
 def _write_id_map(path: Path, options: argparse.Namespace, key: bytes, inputs: Inputs) -> None:

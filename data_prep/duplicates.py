@@ -4,6 +4,8 @@ import csv
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from xmae_jax.data.index import Entry, Index, index_of, near_pairs
 from xmae_jax.data.leaks import find_leaks, other_keys
 from xmae_jax.data.manifest import DataError
@@ -13,34 +15,52 @@ POLICIES = ("keep", "drop")
 Pair = tuple[int, int, int]  # earlier film, later film, bits in which their hashes differ
 
 
-def find_pairs(entries: Sequence[Entry]) -> list[tuple[str, Pair]]:
-    """List copies ("copy": the same pixels) and near copies ("near copy") within a data set."""
-    index = index_of(entries, name="", key="")
+def find_pairs(entries: Sequence[Entry], out: Container[int] = ()) -> list[tuple[str, Pair]]:
+    """List copies ("copy": the same pixels) and near copies ("near copy") within a data set.
+
+    Every film that has an earlier copy stands in one pair at least. out: places to leave out.
+    """
+    places = [place for place in range(len(entries)) if place not in out]
+    index = index_of([entries[place] for place in places], name="", key="")
     first: dict[str, int] = {}
     pairs: list[tuple[str, Pair]] = []
-    for i, pixels in enumerate(index.pixels):
-        earlier = first.setdefault(pixels, i)
-        if earlier != i:
-            pairs.append(("copy", (earlier, i, 0)))
-    # Of copies the first stands for all: else 100 films of black would be 4,950 near copies.
-    firsts = list(first.values())
+    for place, pixels in zip(places, index.pixels, strict=True):
+        earlier = first.setdefault(pixels, place)
+        if earlier != place:
+            pairs.append(("copy", (earlier, place, 0)))
+    # Of copies the first stands for all.
+    firsts = np.flatnonzero([first[pixels] == place for place, pixels in
+                             zip(places, index.pixels, strict=True)])  # fmt: skip
     for a, b, bits in near_pairs(index.hashes[firsts]):
-        pairs.append(("near copy", (firsts[a], firsts[b], bits)))
+        pairs.append(("near copy", (places[firsts[a]], places[firsts[b]], bits)))
     return pairs
 
 
-def dropped(pairs: Sequence[tuple[str, Pair]], entries: Sequence[Entry]) -> dict[int, str]:
-    """Choose the films to leave out so that no pair is left; return place -> reason.
+def dropped(entries: Sequence[Entry], out: Container[int]) -> dict[int, str]:
+    """Choose the films to leave out, beside `out`, so that no pair is left; return place -> reason.
 
     The later one goes, but of a pair across splits the one of the earlier split (train, val, test):
-    what is evaluated stays.
+    what is evaluated stays. With it go all films of its patient in that split, since a copy under
+    another id tells that two patients are one.
     """
-    out: dict[int, str] = {}
-    for kind, (a, b, _) in pairs:
-        if a not in out and b not in out:
-            goes = a if entries[a].split != entries[b].split else b
-            out[goes] = f"{kind} of another film"
-    return out
+    gone: dict[int, str] = {}
+    by_patient: dict[tuple[str, str], list[int]] = {}
+    for place, entry in enumerate(entries):
+        by_patient.setdefault((entry.patient, entry.split), []).append(place)
+    left = {place for place in range(len(entries)) if place not in out}
+    # Leaving films out brings up pairs that their better ones had hidden.
+    while pairs := find_pairs(entries, set(range(len(entries))) - left):
+        for kind, (a, b, _) in pairs:
+            if a not in left or b not in left:
+                continue
+            goes, stays = (a, b) if entries[a].split != entries[b].split else (b, a)
+            gone[goes] = f"{kind} of another film"
+            if entries[goes].split != entries[stays].split:
+                for other in by_patient[entries[goes].patient, entries[goes].split]:
+                    if other in left:
+                        gone.setdefault(other, f"patient with a {kind} in another split")
+            left -= gone.keys()
+    return gone
 
 
 def excluded(
@@ -48,16 +68,28 @@ def excluded(
 ) -> dict[int, str]:
     """Find films that other sets hold too, by patient, copy or near copy; return place -> reason.
 
-    Raises DataError if ids of patients cannot be compared, their keys being different.
+    All films of a patient go with one that is a copy. Raises DataError if ids of patients cannot be
+    compared, their keys being different.
     """
+    if not allow_other_keys:
+        check_keys(sets, key)
     own = index_of(entries, name="this data set", key=key)
-    told = other_keys([own, *sets])
-    if told and not allow_other_keys:
+    place = {film: i for i, film in enumerate(own.ids)}
+    found = {place[leak.ids[1]]: leak.kind for leak in reversed(find_leaks(sets, [own]))}
+    patients = {entries[i].patient for i in found}
+    out = {i: f"excluded: {kind} in another data set" for i, kind in found.items()}
+    for i, entry in enumerate(entries):
+        if entry.patient in patients:
+            out.setdefault(i, "excluded: patient with a copy in another data set")
+    return out
+
+
+def check_keys(sets: Sequence[Index], key: str) -> None:
+    """Raise DataError if ids of other sets were made with another key than this."""
+    told = other_keys([index_of([], name="this data set", key=key), *sets])
+    if told:
         raise DataError(f"{told}; build with the same --key, or compare films only by"
                         " --allow-other-keys")  # fmt: skip
-    place = {film: i for i, film in enumerate(own.ids)}
-    leaks = find_leaks(sets, [own])
-    return {place[leak.ids[1]]: f"excluded: {leak.kind} in another data set" for leak in leaks}
 
 
 def write_pairs(

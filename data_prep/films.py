@@ -14,7 +14,7 @@ from data_prep.given import Mask, given_name
 from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
-from xmae_jax.data.film import Film, dicom_ids, read_deep, read_film
+from xmae_jax.data.film import Film, FilmError, dicom_ids, read_deep, read_film
 from xmae_jax.data.index import Entry, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import hull
 from xmae_jax.data.records import FINDINGS, MASK_SIDE, Record, Report
@@ -57,6 +57,11 @@ class Made:
     labels: dict[str, int]  # finding -> 1, 0 or -1, where known
 
 
+def unknown_patient(film: str) -> str:
+    """Name the patient of a film of which no table and no header names one."""
+    return f"film:{film}"
+
+
 def patients_of(paths: Iterable[Path]) -> list[str]:
     """Read the raw patient ids of files from their DICOM headers; empty where there is none."""
     return [dicom_ids(path)[0] for path in paths]
@@ -65,6 +70,12 @@ def patients_of(paths: Iterable[Path]) -> list[str]:
 def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
     film = read_film(job.path, frames=settings.frames)
+    if job.patient == unknown_patient(job.film):
+        if film.patient:  # else a patient would be two, in two splits perhaps
+            raise FilmError("cannot be read each time: its header gave no patient at first")
+        patient = f"{job.patient} {pixel_digest(film.pixels)}"  # nobody of another data set
+    else:
+        patient = job.patient
     view = job.row.view or film.view
     deep = settings.codec == "png16"
     pixels = read_deep(job.path, frames=settings.frames) if deep else film.pixels
@@ -90,7 +101,7 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
         mask_source=contour.source,
         mask_quality=contour.quality,
         id=keyed_id(key, "film", job.film),
-        patient=keyed_id(key, "patient", job.patient),
+        patient=keyed_id(key, "patient", patient),
         study=keyed_id(key, "study", job.row.study or film.study or alone),
         view=view,
         source=job.row.source,

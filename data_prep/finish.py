@@ -62,13 +62,9 @@ def finish(
     out = duplicates.excluded(
         entries, policy.exclude, key=policy.key, allow_other_keys=policy.allow_other_keys
     )
-    pairs = [
-        (kind, pair)
-        for kind, pair in duplicates.find_pairs(entries)
-        if not out.keys() & set(pair[:2])
-    ]
+    pairs = duplicates.find_pairs(entries, out)
     if policy.duplicates == "drop":
-        out |= duplicates.dropped(pairs, entries)
+        out |= duplicates.dropped(entries, out)
     rejected += [(films[place], reason) for place, reason in out.items()]
     rejected.sort()
     _write_rejected(output / REJECTED, rejected)
@@ -126,6 +122,8 @@ def _write_shards(output: Path, name: str, kept: Sequence[_Kept]) -> list[dict[s
         of_split = [one for one in kept if one.part.split == split]
         for index, one in enumerate(of_split):
             final = output / records.shard_name(name, split=split, index=index, total=len(of_split))
+            if file_digest(one.part.path) != one.outcome.sha256:
+                raise OSError(f"{one.part.path}: not as it was written")
             if len(one.places) == len(one.outcome.entries):
                 _link(one.part.path, final)
             else:

@@ -5,8 +5,11 @@ JSON file of what became of its inputs, so that a build that was killed goes on 
 and whatever ran the parts (threads here, Beam elsewhere) the end is the same.
 """
 
+import contextlib
 import json
+import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,10 +20,11 @@ from typing import Any
 from data_prep import splits
 from data_prep.films import Job, Made, Settings, make_record
 from data_prep.inputs import mask_digest, sha256_of
-from data_prep.sandbox import Sandbox
+from data_prep.sandbox import PASSING, Sandbox
 from xmae_jax.data import records
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.index import Entry
+from xmae_jax.data.limits import MAX_BYTES
 from xmae_jax.data.manifest import FORMAT, file_digest
 from xmae_jax.seal import json_digest, seal, unseal
 
@@ -56,6 +60,7 @@ class Outcome:
     films: tuple[str, ...]  # likewise
     rejected: tuple[tuple[str, str], ...]  # film, reason
     digests: dict[str, str]  # film -> digest of its files
+    sha256: str  # of the part
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ def plan_parts(folder: Path, jobs: Sequence[Job]) -> list[Part]:
 
 
 def digest_job(job: Job) -> str:
-    """Hash a film's file and its mask's."""
+    """Hash a film's file, unless it is too large to be read, and its mask's."""
+    with contextlib.suppress(OSError):
+        if (size := job.path.stat().st_size) > MAX_BYTES:
+            return f"{size} bytes"
     return f"{sha256_of(job.path)} {mask_digest(job.mask) if job.mask else ''}"
 
 
@@ -111,6 +119,10 @@ def build_part(part: Part, recipe: Recipe, sandbox: Sandbox, *, tell: Tell) -> N
             try:
                 one = sandbox.call(make_record, job, recipe.settings, key)
             except FilmError as error:
+                if not os.path.lexists(job.path):
+                    raise FileNotFoundError(
+                        "a file of the input vanished during the build"
+                    ) from None
                 rejected.append((job.film, error.reason))
                 tell(1, 1)
                 continue
@@ -118,7 +130,7 @@ def build_part(part: Part, recipe: Recipe, sandbox: Sandbox, *, tell: Tell) -> N
             yield one.example
             tell(1, 0)
 
-    half = part.path.with_suffix(".half")
+    half = part.path.with_suffix(f".{uuid.uuid4().hex}.half")
     records.write_shard(half, examples())
     notes = {
         "recipe": digest,
@@ -144,6 +156,8 @@ def _finished(part: Part, digest: str) -> Outcome | None:
         return None
     if file_digest(part.path) != notes["sha256"]:
         return None
+    if any(reason.startswith(PASSING) for _, reason in notes["rejected"]):
+        return None  # another try
     if any(digest_job(job) != notes["digests"].get(job.film) for job in part.jobs):
         return None
     return _outcome(notes)
@@ -165,6 +179,7 @@ def _outcome(notes: dict[str, Any]) -> Outcome:
         films=tuple(notes["films"]),
         rejected=tuple((film, reason) for film, reason in notes["rejected"]),
         digests=notes["digests"],
+        sha256=notes["sha256"],
     )
 
 

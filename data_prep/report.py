@@ -198,10 +198,13 @@ def _look(
 
 def _covered(films: Films) -> set[int]:
     """Find the films to be blurred: those with text in them, and their copies."""
-    covered = {place for place, entry in enumerate(films.entries) if has_writing(entry)}
-    for _, (first, second, _) in films.pairs:
-        if first in covered or second in covered:
-            covered |= {first, second}
+    covered: set[int] = set()
+    found = {place for place, entry in enumerate(films.entries) if has_writing(entry)}
+    while found - covered:
+        covered |= found
+        for _, (first, second, _) in films.pairs:
+            if first in covered or second in covered:
+                found |= {first, second}
     return covered
 
 

@@ -104,8 +104,8 @@ def remarks(entries: Sequence[Entry], counts: Mapping[str, Any]) -> list[str]:
     told = []
     for kind, count in counts["duplicates_across_splits"].items():
         told.append(
-            f"Pairs of films that show the same ({kind}) in two splits: {count:,}. What is tested"
-            " on was trained on; build again with --duplicates=drop."
+            f"Pairs of films that show the same ({kind}) in two splits: {count:,}. A score on"
+            " such films says little; build again with --duplicates=drop."
         )
     rejected, files = counts["rejected"], counts["films"] + counts["rejected"]
     if rejected:

@@ -8,6 +8,7 @@ child goes on.
 import contextlib
 import resource
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -18,15 +19,22 @@ from typing import Any, TypeVar
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.processes import die_with_parent
 
-SECONDS = 20.0  # a file; the largest film that is read takes 5
+SECONDS = 20.0  # of computing for a file; the largest film that is read takes 5
+CLOCK = 120.0  # seconds after which a child that does not compute is given up
 MEMORY = 1 << 30  # bytes above what the child has when it is ready
-_START = 300.0  # to import, and to load and compile the lung model
+_START = 300.0  # seconds to import, and to load and compile the lung model
+PASSING = ("no answer within", "crashes the decoder", "cannot be read")
+"""Beginnings of reasons that may lie in the machine and not in the file."""
 
 T = TypeVar("T")
 
 # A fork of a process that has done nothing but the imports: quick, and free of our threads.
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["data_prep.films"])
+
+
+class _Lost(Exception):
+    """The child is gone."""
 
 
 class Sandbox:
@@ -41,34 +49,50 @@ class Sandbox:
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what a module's function returns in the child.
 
-        Raises FilmError, the function's own or that it ended the child or was not ready in time.
+        Raises FilmError, the function's own or that it ended the child or did not come to an end,
+        and OSError for the function's own or if the child does not start.
         """
         for last in (False, True):
+            # The system may kill a child for another process's hunger, or stop it: try again.
             try:
                 return self._call(function, arguments)
-            except (EOFError, ConnectionError):
+            except TimeoutError:
                 self.close()
-                # The system may have killed the child for another process's hunger: try again.
+                if last:
+                    raise FilmError(f"no answer within {CLOCK:.0f} s") from None
+            except _Lost:
+                slow = self._process is not None and self._exit_code() == -signal.SIGPROF
+                self.close()
+                if slow:
+                    raise FilmError(f"takes more than {SECONDS:.0f} s to read") from None
                 if last:
                     raise FilmError("crashes the decoder, or asks for too much memory") from None
         raise AssertionError
+
+    def _exit_code(self) -> int | None:
+        self._process.join(5)
+        return self._process.exitcode
 
     def _call(self, function: Callable[..., T], arguments: tuple) -> T:
         if self._ended:
             raise RuntimeError("the process that reads files was ended")
         connection = self._connection or self._start()
-        connection.send((function, arguments))
-        kind, value, seconds = "", None, SECONDS
-        while kind in ("", "waits", "goes on"):
-            if not connection.poll(seconds):
-                self.close()
-                raise FilmError(f"not read within {SECONDS:.0f} s")
-            kind, value = connection.recv()
-            seconds = _START if kind == "waits" else SECONDS
+        kind, value, seconds = "", None, CLOCK
+        try:
+            connection.send((function, arguments, SECONDS))
+            while kind in ("", "waits", "goes on"):
+                if not connection.poll(seconds):
+                    raise TimeoutError
+                kind, value = connection.recv()
+                seconds = _START if kind == "waits" else CLOCK
+        except TimeoutError:
+            raise
+        except (EOFError, OSError):  # OSError: killed in the middle of its answer
+            raise _Lost from None
         if kind == "film":
             raise FilmError(value)
-        if kind == "error":  # ours, not the file's
-            raise RuntimeError(f"in the process that reads files: {value}")
+        if kind == "system":
+            raise OSError(value)
         return value
 
     def _start(self) -> Connection:
@@ -113,9 +137,11 @@ def not_the_file() -> Iterator[None]:
         yield
         return
     _PARENT[0].send(("waits", None))
+    left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
     _limit(free=True)
     yield
     _limit()
+    signal.setitimer(signal.ITIMER_PROF, left)
     _PARENT[0].send(("goes on", None))
 
 
@@ -124,26 +150,39 @@ _PARENT: list[Connection] = []  # of a child: one connection; elsewhere empty
 
 def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever C code it is in
     die_with_parent()
     _PARENT.append(connection)
     _limit()
     connection.send(None)
     while True:
         try:
-            function, arguments = connection.recv()
+            function, arguments, seconds = connection.recv()
         except EOFError:
             return
-        try:
-            answer = ("value", function(*arguments))
-        except FilmError as error:
-            answer = ("film", error.reason)
-        except MemoryError:
-            answer = ("film", "asks for too much memory")
-        except Exception as error:
-            # Where it happened, and not what it said: that may quote the file.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            answer = ("error", f"{type(error).__name__}\n{where}")
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        answer = _answer(function, arguments)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send(answer)
+
+
+def _answer(function: Callable[..., Any], arguments: tuple) -> tuple[str, Any]:
+    try:
+        return "value", function(*arguments)
+    except FilmError as error:
+        return "film", error.reason
+    except MemoryError:
+        return "film", "asks for too much memory"
+    except OSError as error:  # no matter of the file: reading it raises FilmError
+        return "system", error.strerror or str(error)
+    except Exception as error:
+        # Ours, but it must not stop the other films. Where it happened is told, and not what it
+        # said: that may quote the file.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        name = type(error).__name__
+        print(f"data_prep: {name} while a film was read, which is left out:\n{where}",
+              file=sys.stderr)  # fmt: skip
+        return "film", f"error of this program ({name})"
 
 
 def _limit(*, free: bool = False) -> None:

@@ -11,7 +11,6 @@ file; problem).
 Exit codes: 0 all is well, 64 usage, 65 bad data.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from data_prep.arguments import BAD_DATA, INTERRUPTED, USAGE
+from data_prep.arguments import BAD_DATA, INTERRUPTED, USAGE, Parser, UsageError
 from data_prep.inputs import sha256_of
 from xmae_jax.data.index import INDEX, read_entries
 from xmae_jax.data.manifest import MANIFEST, DataError, compare, load_manifest
@@ -140,17 +139,16 @@ def _read(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description="check shards")
+    parser = Parser(prog="python -m data_prep.verify", description="check shards")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     try:
         directory = parser.parse_args(arguments).data
-    except SystemExit as stop:
-        return USAGE if stop.code else 0
-    if not directory.is_dir():
-        print(f"data_prep.verify: --data {directory}: no such folder", file=sys.stderr)
-        return USAGE
-    try:
+        if not directory.is_dir():
+            raise UsageError(f"--data {directory}: no such folder")
         report = verify(directory)
+    except UsageError as error:
+        print(f"data_prep.verify: {error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
     print(json.dumps(report, indent=1))

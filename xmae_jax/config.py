@@ -54,7 +54,7 @@ class DataConfig:
     max_bad_share: float
     """Share of rows that may be left out under "skip", of those seen or of an epoch."""
     leaks: Literal["refuse", "allow"]
-    """What happens where a patient or a film stands in both `split` and `eval_split`."""
+    """What happens where a patient or a film stands in `split` and in another split too."""
 
     def __post_init__(self) -> None:
         if self.eval_split == self.split:

@@ -103,8 +103,9 @@ def test_a_part_is_made_again_if_it_or_its_inputs_changed(many, tmp_path, spoil)
     inputs = scan(folder, masks=None, labels=None, reports=None)
 
     def times():
-        recipe = build._recipe(options)
-        made = build._run(work, options, recipe, inputs)
+        with parts.Workers(1) as workers:
+            made = build._plan(work, build._jobs(inputs, workers))
+            build._locally(workers)(made, build._recipe(options))
         return {part.name: part.path.stat().st_mtime_ns for part in made}, made
 
     before, made = times()
@@ -136,8 +137,17 @@ def hang():
     time.sleep(60)
 
 
+def spin():
+    while True:
+        pass
+
+
 def gorge():
     return len(bytearray(3 << 30))
+
+
+def missing():
+    raise OSError("no weights")
 
 
 def fail():
@@ -153,22 +163,31 @@ def box():
 
 @pytest.mark.parametrize(
     ("function", "words"),
-    [(crash, "crashes the decoder"), (hang, "not read within 3 s"), (gorge, "memory")],
+    [
+        (crash, "crashes the decoder"),
+        (hang, "no answer within 2 s"),
+        (spin, "takes more than 1 s"),
+        (gorge, "memory"),
+    ],
 )
 def test_a_file_that_kills_costs_itself_only(box, function, words, monkeypatch):
     assert box.call(patients_of, [Path("nothing")]) == [""]
-    if function is hang:
-        monkeypatch.setattr(sandbox, "SECONDS", 3.0)
+    monkeypatch.setattr(sandbox, "CLOCK", 2.0 if function is hang else 60.0)
+    monkeypatch.setattr(sandbox, "SECONDS", 1.0)
     with pytest.raises(FilmError, match=words):
         box.call(function)
     monkeypatch.undo()
     assert box.call(patients_of, [Path("nothing")]) == [""]
 
 
-def test_an_error_of_ours_is_told_without_what_it_quotes(box):
-    with pytest.raises(RuntimeError, match="KeyError") as error:
+def test_an_error_of_ours_costs_one_film_and_is_told_without_what_it_quotes(box, capsys):
+    with pytest.raises(FilmError, match="error of this program .KeyError"):
         box.call(fail)
-    assert "in fail" in str(error.value) and "ZZPHI" not in str(error.value)
+    assert sandbox._answer(fail, ())[0] == "film"
+    told = capsys.readouterr().err
+    assert "in fail" in told and "ZZPHI" not in told
+    with pytest.raises(OSError, match="no weights"):
+        box.call(missing)
 
 
 def test_the_key_is_in_no_description_of_a_part(many, whole):

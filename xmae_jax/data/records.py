@@ -342,9 +342,15 @@ def write_shard(path: str | os.PathLike, examples: Iterable[bytes]) -> int:
     writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
     count = 0
     for example in examples:
-        writer.write(example)
+        try:
+            writer.write(example)
+        except RuntimeError as error:  # of a full disk
+            raise OSError(f"{path}: {error}") from None
         count += 1
-    writer.close()
+    try:
+        writer.close()
+    except RuntimeError as error:
+        raise OSError(f"{path}: {error}") from None
     return count
 
 

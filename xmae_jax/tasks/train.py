@@ -97,7 +97,7 @@ def _run(
 
     record = run_of(workdir, hosts.from_first(known))
     plan = _plan(config, sources, record.offsets)
-    leaked = hosts.from_first(lambda: _leaks(config) if held_out else {})
+    leaked = hosts.from_first(lambda: _leaks(config))
     mesh = _mesh(config)
 
     skip = config.data.bad_records == "skip"
@@ -193,10 +193,10 @@ def _open(config: Config, key: str) -> list[Records]:
 
 
 def _leaks(config: Config) -> dict[str, int]:
-    """Count what stands on both sides; DataError where the config does not allow it."""
+    """Count what stands in training and in any other split; DataError unless that is allowed."""
     indices = [read_index(path) for path in config.data.paths]
     train = [index[config.data.split] for index in indices]
-    held_out = [index[str(config.data.eval_split)] for index in indices]
+    held_out = [of for index in indices for name, of in index.items() if name != config.data.split]
     problems = [told] if (told := leaks.other_keys(train + held_out)) else []
     counts = {"other_keys": 1} if problems else {}
     found = leaks.find_leaks(train, held_out)
