@@ -1,12 +1,13 @@
 """Which contour a film gets, and when it falls back."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import contours
+from data_prep import build, contours, phantoms
 from data_prep.contours import find_lungs
 from tests.data.test_lungs import made_film, two_lungs
 from xmae_jax.data.lungs import dice
@@ -108,3 +109,25 @@ def test_other_choices(monkeypatch):
     contour = find(lungs="heuristic")
     assert contour.source == "heuristic" and math.isnan(contour.agreement)
     assert find(BLANK, lungs="heuristic").source == "none"
+
+
+@pytest.mark.slow
+def test_a_build_stores_the_models_contours(tmp_path):
+    """Any number of workers gives the same bytes, and each channel is another contour."""
+    drawn = [phantoms.draw(3, i, size=192) for i in range(8)]
+    for i, phantom in enumerate(p for p in drawn if p.view != "LATERAL"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(phantom.image).save(tmp_path / "in" / f"{i}.png")
+
+    def built(name, *flags):
+        places = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / name)]
+        shared = ["--size", "192", "--key", str(tmp_path / "key")]
+        assert build.main([*places, *shared, *flags]) == 0
+        return {path.name: path.read_bytes() for path in (tmp_path / name).glob("*array_record*")}
+
+    one = built("one", "--workers", "1")
+    assert one == built("two", "--workers", "2")
+    assert one != built("heart", "--workers", "1", "--retrocardiac", "include")
+    for name, source in (("one", "model"), ("heart", "model:with_heart")):
+        told = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert told["counts"]["masks"] == {source: told["counts"]["films"]}

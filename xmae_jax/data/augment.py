@@ -71,8 +71,8 @@ class Augment:
         if self.noise:
             x += rng.uniform(0, self.noise) * rng.standard_normal(x.shape, dtype=np.float32)
         x *= 255
-        grey = np.asarray(cv2.convertScaleAbs(np.maximum(x, 0, out=x)))  # rounds, stops at 255
-        return 255 - grey if rng.uniform() < self.invert else grey
+        grey = cv2.convertScaleAbs(np.maximum(x, 0, out=x)).astype(np.uint8)  # stops at 255
+        return np.invert(grey) if rng.uniform() < self.invert else grey
 
 
 def warp(
