@@ -103,8 +103,18 @@ def test_what_is_not_frontal_has_nothing_to_outline(view):
 
 
 def test_views():
-    assert all(map(is_frontal, ("", "PA", "AP", "ap supine", "Frontal", "POSTERO_ANTERIOR")))
-    assert not any(map(is_frontal, ("L", "LATERAL", "OTHER", "RLD")))
+    assert all(
+        map(
+            is_frontal,
+            ("", "PA", "ap supine", "Frontal", "POSTERO_ANTERIOR", "Erect", "A-P", "UNKNOWN"),
+        )
+    )
+    assert not any(
+        map(
+            is_frontal,
+            ("L", "LATERAL", "OTHER", "RLD", "PA LLD", "ANTERO-LATERAL", "left_lateral", "lat"),
+        )
+    )
 
 
 def test_what_a_contour_tells_of_the_other_channel():

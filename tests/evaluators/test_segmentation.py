@@ -30,34 +30,38 @@ def row(source, index, channel, guess, truth):
 
 ROWS = [
     row(0, 0, 0, guess=8, truth=4),  # Dice 2/3, IoU 1/2
-    row(0, 1, 0, guess=0, truth=0),  # both empty: 1
-    row(1, 0, 0, guess=2, truth=0),  # one empty: 0
+    row(0, 1, 0, guess=0, truth=4),  # nothing found: 0
+    row(1, 0, 0, guess=2, truth=0),  # nothing to outline: no part of the mean
+    row(1, 2, 0, guess=0, truth=0),
     row(1, 1, 1, guess=4, truth=4),
 ]
 
 
 def test_numbers_by_hand():
     metrics, predictions = Segmentation().evaluate({"val": lambda: ROWS})
-    assert metrics["rows"] == 4
-    assert metrics["films_lungs"] == 3 and metrics["films_lungs_with_heart"] == 1
-    assert metrics["dice_lungs"] == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert metrics["iou_lungs"] == pytest.approx((1 / 2 + 1 + 0) / 3)
-    assert metrics["dice_lungs_source_0"] == pytest.approx(5 / 6)
-    assert metrics["dice_lungs_source_1"] == 0
+    assert metrics["rows"] == 5
+    assert metrics["films_lungs"] == 2 and metrics["films_lungs_with_heart"] == 1
+    assert metrics["dice_lungs"] == pytest.approx(1 / 3)
+    assert metrics["iou_lungs"] == pytest.approx(1 / 4)
+    assert metrics["dice_lungs_source_0"] == pytest.approx(1 / 3)
+    assert "dice_lungs_source_1" not in metrics
+    assert metrics["nothing_there_lungs"] == 2 and metrics["left_empty_lungs"] == 1
     assert metrics["dice_lungs_with_heart_source_1"] == 1
 
     lines = list(csv.DictReader(io.StringIO(predictions)))
-    assert [(x["source"], x["index"]) for x in lines] == [("0", "0"), ("0", "1"), *[("1", "0")],
-                                                         ("1", "1")]  # fmt: skip
-    assert lines[0]["dice"] == "0.666666667" and lines[3]["channel"] == "lungs_with_heart"
-    assert np.mean([float(x["iou"]) for x in lines[:3]]) == pytest.approx(metrics["iou_lungs"])
+    assert [(x["source"], x["index"]) for x in lines] == [
+        tuple(str(i) for i in x["id"]) for x in ROWS
+    ]
+    assert lines[0]["dice"] == "0.666666667" and lines[4]["channel"] == "lungs_with_heart"
+    scored = [float(x["iou"]) for x in lines[:4] if x["empty"] == "0"]
+    assert np.mean(scored) == pytest.approx(metrics["iou_lungs"])
 
 
-def test_the_table_says_the_rule_and_the_counts():
+def test_the_table_says_the_counts():
     evaluator = Segmentation()
     assert isinstance(evaluator, Evaluator)
     text = evaluator.table(evaluator.evaluate({"val": lambda: ROWS})[0])
-    assert "two empty contours count 1" in text and "(3 films)" in text
+    assert "nothing to outline: 1 of 2 left empty" in text and "(2 films)" in text
     assert "lungs_with_heart, source 1" in text
 
 

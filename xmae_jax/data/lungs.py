@@ -6,6 +6,7 @@ values move that outline by a few percent. Shape comes first since an opaque lun
 rectangle is the one of the released code of the paper that this project follows.
 """
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ OUTLINES = tuple(
 CHANNELS = ("lungs", "lungs_with_heart")
 """Two conventions of a contour: without the lung behind the heart, or with most of it."""
 CONVENTIONS = {
+    "chexmask": "lungs",
     "montgomery-manual": "lungs",
     "shenzhen-manual-stirenko": "lungs",
     "v7-darwin-human": "lungs_with_heart",
@@ -39,7 +41,11 @@ CONVENTIONS = {
 }
 """Which one a mask follows, by the name in "given:NAME" or by the film's source."""
 OUTER = 0.15  # of the width of both lungs: the part along the chest wall that no heart reaches
-_FRONTAL = ("PA", "AP", "FRONT", "POSTERO", "ANTERO")
+_NOT_FRONTAL = re.compile(
+    r"\b(L|LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|LAT\w*|OBL\w*|DECUB\w*|SWIMMER\w*|OTHER)\b"
+    r"|LATERAL",
+    re.IGNORECASE,
+)
 
 MODEL = Path(__file__).parents[1] / "weights" / "lungs.safetensors"
 """The shipped model's weights, which `tasks/lungs.py` runs; `.json` beside them has the sha256."""
@@ -87,8 +93,8 @@ def truths(
 
 
 def is_frontal(view: str) -> bool:
-    """Say whether a view is frontal; one that is not known counts as frontal."""
-    return not view or view.upper().startswith(_FRONTAL)
+    """Say whether a view is frontal: any that is not known to be another."""
+    return not _NOT_FRONTAL.search(view.replace("_", " "))
 
 
 def rectangle(shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

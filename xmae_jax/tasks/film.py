@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from xmae_jax import flops, rng
 from xmae_jax.chips import chip_of
-from xmae_jax.config import Config, objective_of
+from xmae_jax.config import Config, ConfigError, objective_of
 from xmae_jax.data.records import encode_image
 from xmae_jax.data.views import VIEWS
 from xmae_jax.objectives import OBJECTIVES
@@ -23,6 +23,10 @@ from xmae_jax.optim import split
 def view_of(config: Config, objective: Any, *, train: bool) -> Any:
     """Build the objective's view of a record, with what is random in it for training alone."""
     cls = VIEWS[objective.view]
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for name in ("crop_scale", "augment"):
+        if getattr(config.data, name) is not None and name not in fields:
+            raise ConfigError(f"config.data.{name}: the objective's view does not know it")
     known = dict(
         image_size=config.image_size,
         grid=objective.grid,
@@ -30,7 +34,7 @@ def view_of(config: Config, objective: Any, *, train: bool) -> Any:
         crop_scale=config.data.crop_scale if train else None,
         augment=config.data.augment if train else None,
     )
-    return cls(**{field.name: known[field.name] for field in dataclasses.fields(cls)})
+    return cls(**{name: known[name] for name in fields})
 
 
 def _example(config: Config, objective: Any) -> dict[str, np.ndarray]:
