@@ -59,15 +59,17 @@ def find_lungs(
     retrocardiac: str,
     view: str,
     name: str,
+    stored_size: tuple[int, int] | None = None,
 ) -> Contour:
     """Choose a film's contour; `name` is what the mask `given` is known by.
 
     A given mask that is empty, full, unreadable or of another shape than the film counts as
-    absent; any other is used whatever its quality. Model and heuristic know frontal films only; a
-    film of unknown view is taken for one.
+    absent; any other is used whatever its quality. It may have the shape of the pixels as the
+    file stores them (`stored_size`), where these are not square. Model and heuristic know frontal
+    films only; a film of unknown view is taken for one.
     """
     if lungs in ("auto", "given") and given is not None:
-        mask = _given(given, pixels.shape)
+        mask = _given(given, (pixels.shape, stored_size or pixels.shape))
         if mask is not None:
             return Contour(mask, f"given:{name}", mask_quality(mask), math.nan)
     if lungs == "rectangle":
@@ -118,12 +120,12 @@ def _model() -> Any:
     return model
 
 
-def _given(given: Mask, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
+def _given(given: Mask, shapes: tuple[tuple[int, ...], ...]) -> Bool[np.ndarray, "h w"] | None:
     try:
         mask = read_given(given)
     except FilmError:
         return None
-    stretched = (mask.shape[0] / shape[0]) / (mask.shape[1] / shape[1])
-    if abs(math.log(stretched)) > 0.02 or mask.all() or not mask.any():
+    stretched = [(mask.shape[0] / rows) / (mask.shape[1] / columns) for rows, columns in shapes]
+    if min(abs(math.log(ratio)) for ratio in stretched) > 0.02 or mask.all() or not mask.any():
         return None
     return mask

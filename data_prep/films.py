@@ -87,6 +87,7 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
         retrocardiac=settings.retrocardiac,
         view=view if film.chest else "OTHER",
         name=given_name(job.mask, job.row.mask_source) if job.mask else "",
+        stored_size=film.stored_size,
     )
     stored = (
         None if contour.mask is None else square_mask(contour.mask, box=box, size=settings.size)

@@ -210,7 +210,16 @@ def _headers() -> Cases:
     small = b"".join(element(9, at & 0xFFFF, "LO", b"") for at in range(200_000))
     yield "elements of an item.dcm", meta(EXPLICIT) + opened + small + closed + film, None
     large = private + element(9, 0x1001, "OB", bytes(9 << 20))
-    yield "large header.dcm", meta(EXPLICIT) + large + film, "header of more"
+    yield "large value.dcm", meta(EXPLICIT) + large + film, None
+    yield (
+        "large header.dcm",
+        meta(EXPLICIT) + element(9, 0x1001, "OB", bytes(60_000)) * 150 + film,
+        "header of more",
+    )
+    table = element(0x28, 0x3010, "SQ", b"", length=0xFFFFFFFF - 1) + bytes(9 << 20)
+    yield "large table.dcm", meta(EXPLICIT) + table + film, "without pixel"
+    table = element(0x28, 0x3010, "SQ", b"", length=9 << 20) + bytes(9 << 20)
+    yield "large tables.dcm", meta(EXPLICIT) + table + film, "header of more"
     endless = element(9, 0x1001, "OB", b"", length=0xFFFFFFF0)
     yield "endless element.dcm", meta(EXPLICIT) + endless + film, "without pixel"
     yield "bare DICM.dcm", bytes(128) + b"DICM", ""

@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom import uid
 
 from tests.data import made
 from tests.data.made import RAMP, dicom
@@ -38,12 +39,16 @@ def test_header_terms_are_taken_only_if_known(tmp_path):
     film = read_film(dicom(tmp_path / "a", **known))
     assert (film.view, film.modality, film.spacing) == ("PA", "CR", (0.2, 0.2))
     assert (film.original_size, film.bits) == (RAMP.shape, 12)
+    assert film.stored_size == RAMP.shape
     assert film.kind == "DICOM Explicit VR Little Endian"
     assert dicom_ids(tmp_path / "a") == ("ZZPHI-1", "1.2.7") == (film.patient, film.study)
     assert "ZZPHI" not in repr(film)
-    for number, (part, chest) in enumerate({"": True, "PORT CHEST": True, "HIP": False}.items()):
+    chests = ("", "PORT CHEST", "TORAX", "TORACE", "TORAKS", "Thorax", "CXR", "LUNGS", "RIBS")
+    chests += ("UNKNOWN", "UNDEFINED", "DEFAULT", "OTHER")
+    parts = dict.fromkeys(chests, True) | dict.fromkeys(("HIP", "TSPINE", "COLUNA TORACICA"), False)
+    for number, (part, chest) in enumerate(parts.items()):
         path = dicom(tmp_path / f"part{number}", BodyPartExamined=part)
-        assert read_film(path).chest is chest
+        assert read_film(path).chest is chest, part
     odd = read_film(dicom(tmp_path / "b", ViewPosition="ZZPHI", Modality="ZZPHI"))
     assert (odd.view, odd.modality) == ("", "")
     assert np.isnan(odd.spacing).all()
@@ -58,6 +63,8 @@ def test_header_terms_are_taken_only_if_known(tmp_path):
         (dict(Rows=63, Columns=100), "shorter than 64"),
         (dict(PixelData=RAMP.tobytes()[:500]), "shorter than the header"),
         (dict(PixelData=bytes(2 * RAMP.size)), "constant"),
+        (dict(PixelData=RAMP.tobytes() * 2), "longer than the header"),
+        (dict(PixelData=RAMP.tobytes() + bytes(2500)), "longer than the header"),
     ],
 )
 def test_dicom_that_is_no_single_film_is_refused(tmp_path, tags, part):
@@ -70,6 +77,76 @@ def test_dicom_without_pixels_is_refused(tmp_path):
     del dataset.PixelData
     dataset.save_as(path)
     assert "without pixel data" in reason(path)
+
+
+@pytest.mark.parametrize("change", [None, ""], ids=["missing", "empty"])
+@pytest.mark.parametrize(
+    "keyword", ["Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation"]
+)
+def test_elements_that_cannot_be_guessed_are_named(tmp_path, keyword, change):
+    assert (
+        reason(changed(dicom(tmp_path / "a"), keyword, change)) == f"DICOM header without {keyword}"
+    )
+
+
+@pytest.mark.parametrize("change", [None, ""], ids=["missing", "empty"])
+@pytest.mark.parametrize(
+    "keyword", ["SamplesPerPixel", "PixelRepresentation", "HighBit", "NumberOfFrames"]
+)
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
+def test_elements_with_a_usual_value_may_be_missing(tmp_path, keyword, change, syntax):
+    path = dicom(tmp_path / "a")
+    expected = grey(path)
+    if syntax == uid.RLELossless:
+        dataset = pydicom.dcmread(path)
+        dataset.compress(syntax)
+        dataset.save_as(path)
+    np.testing.assert_array_equal(grey(changed(path, keyword, change)), expected)
+
+
+def test_colours_without_a_planar_configuration_lie_pixel_by_pixel(tmp_path):
+    colour = np.stack([RAMP // 16] * 3, -1).astype(np.uint8)
+    tags = dict(bits=8, PhotometricInterpretation="RGB", PlanarConfiguration=0)
+    path = dicom(tmp_path / "a", colour, **tags)
+    expected = grey(path)
+    np.testing.assert_array_equal(grey(changed(path, "PlanarConfiguration", None)), expected)
+
+
+def changed(path, keyword, value):
+    """Empty an element, or leave it out if the value is None."""
+    dataset = pydicom.dcmread(path)
+    if value is not None:
+        setattr(dataset, keyword, value)
+    elif keyword in dataset:
+        delattr(dataset, keyword)
+    dataset.save_as(path)
+    return path
+
+
+def test_bytes_after_the_last_row_are_passed_over(tmp_path):
+    for extra in (2, 512, 1900):
+        padded = dicom(tmp_path / "a", PixelData=RAMP.tobytes() + b"\x11" * extra)
+        np.testing.assert_array_equal(grey(padded), grey(dicom(tmp_path / "b")))
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
+def test_large_values_before_the_pixels_are_skipped(tmp_path, syntax):
+    path = dicom(tmp_path / "a", syntax=syntax)
+    expected = grey(path)
+    dataset = pydicom.dcmread(path)
+    block = dataset.private_block(0x2001, "MAKER", create=True)
+    block.add_new(1, "OB", bytes(20 << 20))
+    dataset.add_new(0x60003000, "OW", bytes(5 << 20))
+    dataset.add_new(0x00102110, "UT", "ZZPHI" * 300_000)
+    dataset.save_as(path)
+    np.testing.assert_array_equal(grey(path), expected)
+
+
+def test_large_lookup_tables_are_not_skipped(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [0, 0, 16], np.arange(65536, dtype="<u2")[::-1].tobytes()
+    path = dicom(tmp_path / "a", RAMP * 16, bits=16, VOILUTSequence=[table] * 3)
+    np.testing.assert_allclose(grey(path), 255 - RAMP * 16 / 257, atol=1)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK"])
@@ -250,9 +327,12 @@ def test_all_spellings_of_a_mask_mean_the_same(tmp_path):
     mask[10:40, 5:20] = mask[12:42, 28:45] = True
     colour = np.zeros((60, 50, 3), np.uint8)
     colour[:, :25, 0], colour[:, 25:, 2] = 255 * mask[:, :25], 255 * mask[:, 25:]
-    soft = np.where(mask, 255, 90).astype(np.uint8)  # the grey edge of a resampled mask
-    numbered = mask * np.where(np.arange(50) < 25, 1, 2).astype(np.uint8)
-    spellings = (mask, mask.astype(np.uint8), mask.astype(np.uint8) * 255, colour, soft, numbered)
+    # The grey edges of a resampled mask, as bright as is usual, and darker.
+    soft = np.where(mask, 255 - np.arange(50), 2 * np.arange(50)).astype(np.uint8)
+    spellings = [mask, mask.astype(np.uint8), mask.astype(np.uint8) * 255, colour, soft, soft // 3]
+    labels = ((1, 2), (127, 255), (100, 200), (85, 170), (64, 128), (8, 8), (127, 127), (9, 20))
+    for pair in labels:
+        spellings.append(mask * np.where(np.arange(50) < 25, *pair).astype(np.uint8))
     for index, values in enumerate(spellings):
         path = tmp_path / f"{index}.png"
         Image.fromarray(values).save(path)

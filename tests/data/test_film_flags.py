@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.data.made import dicom
 from xmae_jax.data.film import FLAGS, read_film
 from xmae_jax.data.looks import is_inverted
+from xmae_jax.data.lungs import is_frontal
 from xmae_jax.data.text_marks import resized, text_lines
 
 LINES = ("DOE JOHN 12/03/1958", "19580312", "MRN 004512", "Ward 7B", "Smith, Anna")
@@ -50,6 +51,9 @@ def has_text(film):
         (dict(BodyPartExamined="HIP"), ("body_part",)),
         (dict(ViewPosition="LL"), ("view",)),
         (dict(ViewPosition="AP", BodyPartExamined="PORT CHEST"), ()),
+        (dict(ViewPosition="AP AXIAL"), ()),
+        (dict(ViewPosition="UNKNOWN", BodyPartExamined="UNDEFINED"), ()),
+        (dict(ViewPosition="ZZPHI"), ("view",)),
         (dict(BurnedInAnnotation="YES"), ("burnt_in_text",)),
         (dict(WindowCenter=2000, WindowWidth=100_000), ("bits", "low_contrast")),
         (dict(Modality="OT", ViewPosition="LL"), ("modality", "view")),
@@ -57,6 +61,18 @@ def has_text(film):
 )
 def test_flags_of_headers(tmp_path, tags, flag):
     assert read_film(dicom(tmp_path / "a", **tags)).flags == flag
+
+
+@pytest.mark.parametrize("view", ["L", "LAT", "LATERAL", "lateral", "LEFT LATERAL", "RAO"])
+def test_views_that_are_not_frontal_keep_their_name(tmp_path, view):
+    film = read_film(dicom(tmp_path / "a", ViewPosition=view))
+    assert film.view == view.upper() and film.flags == ("view",) and not is_frontal(film.view)
+
+
+@pytest.mark.parametrize("view", ["PA", "AP", "AP AXIAL", "PA ERECT", "AP SUPINE", "FRONTAL"])
+def test_frontal_views_keep_their_name(tmp_path, view):
+    film = read_film(dicom(tmp_path / "a", ViewPosition=view))
+    assert film.view == view and film.flags == () and is_frontal(film.view)
 
 
 @pytest.mark.parametrize(

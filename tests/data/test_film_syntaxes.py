@@ -154,6 +154,32 @@ def test_a_frame_in_several_fragments(tmp_path):
     np.testing.assert_array_equal(stored_values(path), FILM)
 
 
+def test_an_offset_table_of_the_fragments_of_one_frame(tmp_path):
+    frame = encoded(uid.JPEG2000Lossless, FILM)
+    half = len(frame) // 4 * 2
+    data = encapsulate([frame[:half], frame[half:]], has_bot=True)
+    path = dicom(tmp_path / "a", FILM, syntax=uid.JPEG2000Lossless, PixelData=data)
+    np.testing.assert_array_equal(stored_values(path), FILM)
+
+
+@pytest.mark.parametrize("values", [FILM, SIGNED], ids=["unsigned", "signed"])
+def test_rle_values_above_bit_zero(tmp_path, values):
+    frame = encoded(uid.RLELossless, values << 4, bits=16)
+    tags = dict(syntax=uid.RLELossless, frame=frame, HighBit=15)
+    np.testing.assert_array_equal(stored_values(dicom(tmp_path / "a", values, **tags)), values)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000Lossless, uid.JPEGLSLossless])
+def test_other_compressed_values_above_bit_zero_are_refused(tmp_path, syntax):
+    tags = dict(syntax=syntax, HighBit=15)
+    high = dicom(tmp_path / "a", FILM, frame=encoded(syntax, FILM << 4, bits=16), **tags)
+    with pytest.raises(FilmError, match="HighBit"):
+        stored_values(high)
+    # A stream of as many bits as are stored has none to shift; the header is wrong.
+    path = dicom(tmp_path / "b", FILM, frame=encoded(syntax, FILM), **tags)
+    np.testing.assert_array_equal(stored_values(path), FILM)
+
+
 def test_a_bare_data_set_is_read(tmp_path):
     data = dicom_bytes(FILM, syntax=uid.ImplicitVRLittleEndian)
     group = data.index(b"\x08\x00\x16\x00")  # SOPClassUID, the first after the file meta

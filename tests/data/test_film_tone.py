@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydicom import uid
 from pydicom.dataset import Dataset
 
 from tests.data.made import RAMP, dicom
@@ -34,13 +35,11 @@ def lut(first, values, bits=16):
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
-@pytest.mark.parametrize(("centre", "width"), [(1500, 1000), (1500.5, 2), (300, 9)])
+@pytest.mark.parametrize(("centre", "width"), [(1500, 1000), (1500.5, 2), (300.5, 2), (300, 9)])
 def test_windows_are_those_of_the_standard(tmp_path, function, centre, width):
     fine = np.add.outer(np.arange(64), np.arange(64) + 250).astype(np.uint16)
     values = np.hstack([RAMP[:64], fine])
     tags = dict(WindowCenter=centre, WindowWidth=width, VOILUTFunction=function)
-    if len(np.unique(by_the_standard(values, centre, width, function))) <= 2:
-        pytest.skip("a window of two levels is passed over")
     film = grey(dicom(tmp_path / "a", values, **tags))
     np.testing.assert_allclose(film, by_the_standard(values, centre, width, function), atol=1)
 
@@ -75,6 +74,85 @@ def test_rescale_comes_before_the_window(tmp_path):
     np.testing.assert_allclose(plain, scaled, atol=1)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_negative_rescale_slope_inverts_once(tmp_path, function, photometric):
+    tags = dict(RescaleSlope=-1, RescaleIntercept=4095, RescaleType="US")
+    tags |= dict(WindowCenter=2500, WindowWidth=1500, VOILUTFunction=function)
+    film = grey(dicom(tmp_path / "a", PhotometricInterpretation=photometric, **tags))
+    expected = by_the_standard(4095 - RAMP.astype(int), 2500, 1500, function)
+    if photometric == "MONOCHROME1":
+        expected = 255 - expected
+    np.testing.assert_allclose(film, expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "function"),
+    [("", "LINEAR"), (["SIGMOID", "LINEAR"], "SIGMOID"), (["", "SIGMOID"], "LINEAR")],
+)
+def test_the_first_voi_lut_function_counts_and_a_blank_one_is_linear(tmp_path, text, function):
+    tags = dict(WindowCenter=1500, WindowWidth=9, VOILUTFunction=text)
+    film = grey(dicom(tmp_path / "a", RAMP // 20 + 1450, **tags))
+    expected = by_the_standard(RAMP // 20 + 1450, 1500, 9, function)
+    np.testing.assert_allclose(film, expected, atol=1)
+
+
+@pytest.mark.parametrize("tags", [dict(RescaleSlope=""), dict(RescaleIntercept="")])
+def test_an_empty_rescale_is_passed_over(tmp_path, tags):
+    window = dict(WindowCenter=1500, WindowWidth=1000)
+    tags = dict(RescaleSlope="2", RescaleIntercept="7", RescaleType="US") | tags
+    film = grey(dicom(tmp_path / "a", **tags, **window))
+    np.testing.assert_array_equal(film, grey(dicom(tmp_path / "b", **window)))
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("size", "first", "bits"),
+    [
+        (4096, 0, 8),
+        (256, 0, 8),
+        (1024, 500, 8),
+        (4096, -2048, 16),
+        (2048, 1000, 12),
+        (65536, 0, 16),
+    ],
+)
+@pytest.mark.parametrize("form", ["OW", "US", "packed", "big endian"])
+def test_voi_luts_of_every_form(tmp_path, size, first, bits, form, photometric):
+    curve = np.rint(np.linspace(0, 1, size) ** 2 * (2**bits - 1)).astype(int)
+    item, data = Dataset(), curve.astype(">u2" if form == "big endian" else "<u2").tobytes()
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [size % 2**16, first, bits])
+    if form == "US" and size <= 4096:
+        item.add_new("LUTData", "US", curve.tolist())
+    elif form == "packed" and bits == 8:
+        item.add_new("LUTData", "OW", curve.astype(np.uint8).tobytes())
+    else:
+        item.add_new("LUTData", "OW", data)
+    tags = dict(VOILUTSequence=[item], PhotometricInterpretation=photometric)
+    values = RAMP.astype(np.int16) - 1800 if first < 0 else RAMP * (16 if size == 65536 else 1)
+    if form == "big endian":
+        tags |= dict(syntax=uid.ExplicitVRBigEndian, PixelData=values.byteswap().tobytes())
+    film = grey(dicom(tmp_path / "a", values, bits=16, **tags))
+    expected = curve[np.clip(values.astype(int) - first, 0, size - 1)] * (255 / (2**bits - 1))
+    expected = 255 - expected if photometric == "MONOCHROME1" else expected
+    np.testing.assert_allclose(film, expected, atol=1)
+
+
+@pytest.mark.parametrize("descriptor", [[4096, 0, 7], [4096, 0, 17], [9000, 0, 12], [4096, 0]])
+def test_a_broken_voi_lut_gives_way_to_the_window(tmp_path, descriptor):
+    broken = lut(0, np.arange(4096), 12)
+    broken.LUTDescriptor = descriptor
+    window = dict(WindowCenter=1500, WindowWidth=1000)
+    film = grey(dicom(tmp_path / "a", VOILUTSequence=[broken], **window))
+    np.testing.assert_array_equal(film, grey(dicom(tmp_path / "b", **window)))
+
+
+def test_a_broken_modality_lut_is_refused(tmp_path):
+    broken = lut(0, np.arange(4096), 17)
+    with pytest.raises(FilmError, match="broken table in ModalityLUTSequence"):
+        read_film(dicom(tmp_path / "a", ModalityLUTSequence=[broken]))
+
+
 def test_voi_lut_wins_over_the_window(tmp_path):
     lut = Dataset()
     lut.LUTDescriptor = [4096, 0, 12]
@@ -98,9 +176,16 @@ def test_twelve_bits_without_a_window_use_the_range_of_the_film(tmp_path):
     np.testing.assert_allclose(pixels[1:], (RAMP / RAMP.max() * 255)[1:], atol=CLIP)
 
 
-@pytest.mark.parametrize(("centre", "width"), [(5, 0), (5, -5), (60_000, 10)])
-def test_a_useless_window_is_passed_over(tmp_path, centre, width):
-    film = grey(dicom(tmp_path / "a", WindowCenter=centre, WindowWidth=width))
+@pytest.mark.parametrize(
+    ("centre", "width", "function"),
+    [
+        *((5, 0, "LINEAR"), (5, -5, "LINEAR"), (60_000, 10, "LINEAR"), (1500, 1, "LINEAR")),
+        *((5, 0, "SIGMOID"), (5, -5, "LINEAR_EXACT"), (1500, 1000, "ZZPHI")),
+    ],
+)
+def test_a_useless_window_is_passed_over(tmp_path, centre, width, function):
+    tags = dict(WindowCenter=centre, WindowWidth=width, VOILUTFunction=function)
+    film = grey(dicom(tmp_path / "a", **tags))
     np.testing.assert_allclose(film, RAMP / RAMP.max() * 255, atol=CLIP)
 
 
@@ -124,7 +209,8 @@ def test_a_modality_lut_comes_before_a_voi_lut(tmp_path):
 
 
 def test_a_voi_lut_clips_outside_its_range(tmp_path):
-    film = grey(dicom(tmp_path / "a", VOILUTSequence=[lut(1000, np.arange(1000) * 65)]))
+    table = np.linspace(0, 65535, 1000).astype(int)
+    film = grey(dicom(tmp_path / "a", VOILUTSequence=[lut(1000, table)]))
     assert (film[RAMP < 1000] == 0).all() and (film[RAMP >= 2000] == 255).all()
 
 
@@ -185,6 +271,7 @@ def test_padding_that_covers_the_film_is_passed_over(tmp_path):
 def test_pixels_become_square(tmp_path, tags, shape, spacing):
     film = read_film(dicom(tmp_path / "a", WindowCenter=2048, WindowWidth=4096, **tags))
     assert film.pixels.shape == film.original_size == shape
+    assert film.stored_size == RAMP.shape
     assert np.isnan(film.spacing).all() if spacing is None else film.spacing == (spacing,) * 2
     rows = np.linspace(0, 80, shape[0], endpoint=False)[:, None] * 20
     expected = (rows + np.linspace(0, 100, shape[1], endpoint=False) * 20) / 4096 * 255

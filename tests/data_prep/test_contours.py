@@ -59,6 +59,15 @@ def test_a_given_mask_that_cannot_be_used_counts_as_absent(tmp_path, model, mask
     assert find(given=saved(tmp_path, mask), lungs="given") == contours.NO_CONTOUR
 
 
+def test_a_given_mask_may_have_the_shape_of_the_stored_pixels(tmp_path, model):
+    stored = two_lungs((300, 140))  # of pixels twice as wide as high
+    contour = find(given=saved(tmp_path, stored), stored_size=(300, 140))
+    assert contour.source == "given:hand" and contour.mask.shape == stored.shape
+    assert find(given=saved(tmp_path, LUNGS), stored_size=(300, 140)).source == "given:hand"
+    other = saved(tmp_path, two_lungs((300, 200)))
+    assert find(given=other, stored_size=(300, 140)).source == "model"
+
+
 def test_the_model_where_it_is_good(model):
     contour = find()
     assert contour.source == "model" and dice(contour.mask, LUNGS) > 0.97

@@ -1,7 +1,8 @@
 """The header of a DICOM file, read within limits and before any pixel is read or inflated.
 
-pydicom inflates a deflated file as a whole and reads all elements into memory; here it is handed
-the first megabytes only, and the pixel data are read when the header has been found sane.
+pydicom inflates a deflated file as a whole and reads all elements into memory; here it reads
+through a budget, large values that no film needs are skipped, and the pixel data are read when the
+header has been found sane.
 """
 
 import io
@@ -17,17 +18,32 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from xmae_jax.data.limits import FilmError, check_size
 
 MAX_HEADER = 8 << 20  # bytes before the pixels; pydicom needs up to 40 times as much for them
+_MAX_VALUE = 64 << 10  # bytes; of longer values only lookup tables are read
 _MAX_ELEMENTS = 20_000
 _MAX_ITEMS = 20_000
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # item tags, little and big endian
 _PIXELS, _LONG = 0x7FE00010, ("OB", "OW", "UN", "OF", "OD", "OL", "OV")
+# ModalityLUTSequence, VOILUTSequence, and the data of a palette's three colours.
+_TABLES = (0x00283000, 0x00283010, 0x00281201, 0x00281202, 0x00281203)
 
 # ViewPosition, Modality and Manufacturer may hold anything, so only known terms are passed on.
-_VIEWS = ("PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO")
+_POSTURES = tuple("AXIAL LORDOTIC ERECT UPRIGHT SUPINE PORTABLE LLD RLD".split())
+_FRONTAL_VIEWS = (
+    *("PA", "AP", "FRONTAL"),
+    *(f"{view} {posture}" for view in ("PA", "AP") for posture in _POSTURES),
+)
+_VIEWS = (
+    *_FRONTAL_VIEWS,
+    *"L LAT LATERAL LL RL LLD RLD LLO RLO LAO RAO LPO RPO OBLIQUE SWIMMERS".split(),
+    *("LEFT LATERAL", "RIGHT LATERAL", "XTABLE LATERAL"),
+)
+_NOT_TOLD = ("UNKNOWN", "UNDEFINED", "UNSPECIFIED", "DEFAULT", "OTHER", "NONE", "N/A", "NA")
 _RADIOGRAPHS = ("CR", "DX", "DR", "RG", "RF", "XR")
 _FILMS = (*_RADIOGRAPHS, "OT", "SC")
+_USUAL = dict(SamplesPerPixel=1, PixelRepresentation=0, PlanarConfiguration=0, NumberOfFrames=1)
+_NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PhotometricInterpretation")
 _NOT_FILMS = tuple("CT MR US PT NM SEG MG PX IO XA XC ES SM OP GM RTIMAGE RTDOSE".split())
-_CHEST = ("CHEST", "THORAX", "LUNG", "RIB")
+_CHEST = tuple("CHEST THORAX TORAX TORACE TORAKS CXR LUNG PULM RIB".split())
 _VENDORS = {
     "agfa": "Agfa",
     "canon": "Canon",
@@ -71,15 +87,35 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read a DICOM header up to the pixels; raise FilmError if it asks for too much or has none."""
     with path.open("rb") as file:
-        head = file.read(MAX_HEADER)
-        more = file.read(1) != b""
-    deflated, prefix = _deflated_at(head), b""
-    if deflated is not None:
-        prefix = _META
-        head = prefix + _inflate(path, deflated, MAX_HEADER)
-        more = len(head) >= MAX_HEADER
-    if max(head.count(item) for item in _ITEMS) > _MAX_ITEMS:
-        raise FilmError("DICOM header with too many items")
+        deflated = _deflated_at(file.read(_MAX_VALUE))
+        if deflated is None:
+            return _read_header(file, None)
+    plain = _META + _inflate(path, deflated, MAX_HEADER)
+    return _read_header(io.BytesIO(plain), deflated)
+
+
+class _Budget:
+    """A file of which MAX_HEADER bytes and _MAX_ITEMS items may be read, and any number skipped."""
+
+    def __init__(self, file: Any) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self._file, self._bytes, self._items = file, MAX_HEADER, _MAX_ITEMS
+        self.spent = ""  # why no more may be read
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._bytes + 1 if size < 0 else min(size, self._bytes + 1))
+        self._bytes -= len(data)
+        self._items -= max(data.count(item) for item in _ITEMS)
+        if self._bytes < 0:
+            self.spent = f"DICOM header of more than {MAX_HEADER >> 20} MiB"
+        elif self._items < 0:
+            self.spent = "DICOM header with too many items"
+        if self.spent:
+            raise FilmError(self.spent)
+        return data
+
+
+def _read_header(file: Any, inflate_from: int | None) -> Header:
     found: list[tuple[str | None, int]] = []
     seen = 0
 
@@ -94,21 +130,42 @@ def read_header(path: Path) -> Header:
             found.append((vr, length))
         return tag == _PIXELS
 
-    buffer = io.BytesIO(head)
-    dataset = read_partial(buffer, stop_when=stop, force=True)
+    file.seek(0)
+    budget: Any = _Budget(file)
+    try:
+        dataset = read_partial(budget, stop_when=stop, defer_size=_MAX_VALUE, force=True)
+    except OSError:  # what pydicom makes of any error in a sequence
+        if budget.spent:
+            raise FilmError(budget.spent) from None
+        raise
+    start = file.tell()
     if not found:
-        if more:
+        if inflate_from is not None and file.seek(0, io.SEEK_END) >= MAX_HEADER:
             raise FilmError(f"DICOM header of more than {MAX_HEADER >> 20} MiB")
         raise FilmError("DICOM without pixel data, or cut short")
+    _read_tables(dataset, budget)
     vr, length = found[0]
     return Header(
         dataset=dataset,
-        syntax=DeflatedExplicitVRLittleEndian if prefix else _syntax(dataset),
-        start=buffer.tell() + (12 if vr in _LONG else 8),
+        syntax=_syntax(dataset) if inflate_from is None else DeflatedExplicitVRLittleEndian,
+        start=start + (12 if vr in _LONG else 8),
         length=None if length == 0xFFFFFFFF else length,
-        inflate_from=deflated,
-        offset=len(prefix),
+        inflate_from=inflate_from,
+        offset=0 if inflate_from is None else len(_META),
     )
+
+
+def _read_tables(dataset: Any, file: Any) -> None:
+    """Read the lookup tables among the values that were skipped, and forget the others."""
+    for tag in list(dataset.keys()):
+        element = dataset.get_item(tag, keep_deferred=True)
+        if not element.is_raw or element.value is not None or element.length <= _MAX_VALUE:
+            continue
+        if tag not in _TABLES:
+            del dataset[tag]
+            continue
+        file.seek(element.value_tell)
+        dataset[tag] = element._replace(value=file.read(element.length))
 
 
 def _plain_meta() -> bytes:
@@ -170,19 +227,28 @@ def _syntax(dataset: Any) -> UID:
 
 
 def check_header(dataset: Any, *, frames: str) -> None:
-    """Refuse by the header what is no single radiograph or lies about itself."""
+    """Refuse by the header what is no single radiograph or lies about itself.
+
+    Elements that are missing or empty get the value that most files have, where no other is likely.
+    """
     modality = _term(dataset, "Modality")
     if modality in _NOT_FILMS:
         raise FilmError(f"modality {modality}, not a radiograph")
+    for keyword, value in _USUAL.items():
+        if not dataset.get(keyword):
+            setattr(dataset, keyword, value)
+    missing = [keyword for keyword in _NEEDED if not dataset.get(keyword)]
+    if missing:
+        raise FilmError(f"DICOM header without {missing[0]}")
     check_size(int(dataset.Rows), int(dataset.Columns))
-    if int(dataset.get("NumberOfFrames") or 1) > 1 and frames != "first":
+    if int(dataset.NumberOfFrames) > 1 and frames != "first":
         raise FilmError("more than one frame")
-    allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     if allocated not in (8, 16):
         raise FilmError("DICOM pixels of other than 8 or 16 bits")
     if not 1 <= stored <= allocated:
         raise FilmError("DICOM header with more bits stored than allocated")
-    if int(dataset.get("SamplesPerPixel") or 1) not in (1, 3):
+    if int(dataset.SamplesPerPixel) not in (1, 3):
         raise FilmError("DICOM pixels of other than 1 or 3 samples")
 
 
@@ -190,11 +256,11 @@ def dicom_facts(dataset: Any) -> dict[str, Any]:
     """Return what a header tells of a film, by the names of Film's fields; known terms only."""
     modality, part = _term(dataset, "Modality"), _term(dataset, "BodyPartExamined")
     view, maker = _term(dataset, "ViewPosition"), str(dataset.get("Manufacturer") or "").lower()
-    chest = not part or any(word in part for word in _CHEST)
+    chest = part in ("", *_NOT_TOLD) or any(word in part for word in _CHEST)
     flags = {
         "modality": modality not in _RADIOGRAPHS,
         "body_part": not chest,
-        "view": view in _VIEWS and view not in ("PA", "AP"),
+        "view": view not in ("", *_NOT_TOLD, *_FRONTAL_VIEWS),
         "burnt_in_text": _term(dataset, "BurnedInAnnotation") == "YES",
     }
     patient, study = raw_ids(dataset)

@@ -93,8 +93,8 @@ def _name(syntax: uid.UID) -> str:
 
 
 def _frame_bytes(dataset: Any) -> int:
-    samples = int(dataset.get("SamplesPerPixel") or 1)
-    if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
+    samples = int(dataset.SamplesPerPixel)
+    if str(dataset.PhotometricInterpretation) == "YBR_FULL_422":
         samples = 2
     return int(dataset.Rows) * int(dataset.Columns) * samples * (int(dataset.BitsAllocated) // 8)
 
@@ -102,12 +102,12 @@ def _frame_bytes(dataset: Any) -> int:
 def _native(path: Path, header: Header) -> bytes:
     """Read the first frame of uncompressed values, if there are as many as the header says."""
     dataset, frame = header.dataset, _frame_bytes(header.dataset)
-    length, count = header.length, int(dataset.get("NumberOfFrames") or 1)
+    length, count = header.length, int(dataset.NumberOfFrames)
     if length is None:
         raise FilmError("DICOM pixel data without a length")
     if length < frame * count:
         raise FilmError("DICOM pixel data shorter than the header says")
-    if length - frame * count > max(frame // int(dataset.Rows), 64):
+    if length - frame * count > frame // 8:  # padding to a block of the disk or tape
         raise FilmError("DICOM pixel data longer than the header says")
     data = pixel_bytes(path, header, frame)
     if len(data) < frame:
@@ -119,50 +119,50 @@ def _encoded(path: Path, header: Header) -> bytes:
     """Read the first frame of encapsulated pixel data (PS3.5 annex A.4)."""
     if header.length is not None:
         raise FilmError("DICOM pixel data not encapsulated as the transfer syntax says")
-    count = int(header.dataset.get("NumberOfFrames") or 1)
+    count = int(header.dataset.NumberOfFrames)
     data = pixel_bytes(path, header, None)
-    starts = _fragments(data)
-    if count == 1 and sum(data[at : at + 4] in _BEGINNINGS for at in starts) > 1:
+    parts = _fragments(data)
+    if count == 1 and sum(data[start : start + 4] in _BEGINNINGS for start, _ in parts) > 1:
         raise FilmError("more frames than the header says")
+    if count == 1:  # whatever the offset table says; some list each fragment there
+        return b"".join(data[start:end] for start, end in parts)
     return next(generate_frames(data, number_of_frames=count))
 
 
 _BEGINNINGS = (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xc0", b"\xff\xd8\xff\xdb", b"\xff\x4f\xff\x51")
 
 
-def _fragments(data: bytes) -> list[int]:
-    """Return where each fragment's bytes begin, without the offset table's; check their ends."""
-    starts, at = [], 0
+def _fragments(data: bytes) -> list[tuple[int, int]]:
+    """Return where each fragment's bytes begin and end, without the offset table's."""
+    parts, at = [], 0
     while at + 8 <= len(data):
         tag, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         if tag == b"\xfe\xff\xdd\xe0":
             break
         if tag != b"\xfe\xff\x00\xe0" or at + 8 + length > len(data):
             raise FilmError("DICOM pixel data cut short or damaged")
-        starts.append(at + 8)
+        parts.append((at + 8, at + 8 + length))
         at += 8 + length
-    if len(starts) < 2:
+    if len(parts) < 2:
         raise FilmError("DICOM pixel data without a picture")
-    return starts[1:]
+    return parts[1:]
 
 
 def _compare(stream: Codestream, dataset: Any) -> None:
     """Refuse a stream of another shape than its header's: it may decode to any size."""
     check_size(stream.rows, stream.columns)
-    shape = (int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1))
+    shape = (int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel))
     if (stream.rows, stream.columns, stream.components) != shape:
         raise FilmError("DICOM header and compressed picture differ in size")
     if stream.precision > int(dataset.BitsAllocated):
         raise FilmError("DICOM header and compressed picture differ in bits")
+    if stream.precision > int(dataset.BitsStored) and _shift(dataset):
+        raise FilmError("DICOM compressed values whose HighBit is not the last of BitsStored")
 
 
 def _decoded(dataset: Any, syntax: uid.UID) -> Integer[np.ndarray, "h w ..."]:
     """Decode by the syntax's one decoder; one that is not installed, or fails, is named."""
-    shift = 0
-    if syntax in _NATIVE:  # values that do not start at bit 0 (retired)
-        shift = int(dataset.get("HighBit") or 0) + 1 - int(dataset.BitsStored)
-        shift = shift if 0 < shift <= int(dataset.BitsAllocated) - int(dataset.BitsStored) else 0
-    stored = int(dataset.BitsStored)
+    stored, shift = int(dataset.BitsStored), _shift(dataset) if syntax in _NATIVE else 0
     try:
         dataset.BitsStored = stored + shift
         values = pixel_array(dataset, index=0, decoding_plugin=_PLUGINS[syntax])
@@ -175,12 +175,18 @@ def _decoded(dataset: Any, syntax: uid.UID) -> Integer[np.ndarray, "h w ..."]:
     return values >> shift if shift else values
 
 
+def _shift(dataset: Any) -> int:
+    """Return the bit at which stored values start: 0, but for a retired use of HighBit."""
+    shift = int(dataset.get("HighBit") or 0) + 1 - int(dataset.BitsStored)
+    return shift if 0 < shift <= int(dataset.BitsAllocated) - int(dataset.BitsStored) else 0
+
+
 def _jpeg8(frame: bytes, dataset: Any) -> Integer[np.ndarray, "h w"]:
     try:
         values = simplejpeg.decode_jpeg(frame, "GRAY", strict=True)[..., 0]
     except ValueError:
         raise FilmError("DICOM: JPEG is truncated or damaged") from None
-    return values.view(np.int8) if int(dataset.get("PixelRepresentation") or 0) else values
+    return values.view(np.int8) if int(dataset.PixelRepresentation) else values
 
 
 def _jpeg12(frame: bytes, stream: Codestream) -> Integer[np.ndarray, "h w"]:
@@ -219,7 +225,7 @@ def _rle(frame: bytes, dataset: Any) -> Integer[np.ndarray, "h w ..."]:
     Pillow's PackBits writes no more than it is asked for; pydicom's grows with the segment.
     """
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    samples, size = int(dataset.get("SamplesPerPixel") or 1), int(dataset.BitsAllocated) // 8
+    samples, size = int(dataset.SamplesPerPixel), int(dataset.BitsAllocated) // 8
     if len(frame) < 64:
         raise FilmError("DICOM: RLE is truncated")
     count, *offsets = struct.unpack_from("<16I", frame)
@@ -233,10 +239,10 @@ def _rle(frame: bytes, dataset: Any) -> Integer[np.ndarray, "h w ..."]:
         except ValueError:
             raise FilmError("DICOM: RLE is truncated or damaged") from None
         planes[number // size, :, size - 1 - number % size] = np.asarray(line)[0]
-    signed = int(dataset.get("PixelRepresentation") or 0)
+    signed = int(dataset.PixelRepresentation)
     values = planes.view(f"<{'i' if signed else 'u'}{size}").reshape(samples, rows, columns)
     unused = 8 * size - int(dataset.BitsStored)
-    values = (values << unused) >> unused
+    values = (values << (unused - _shift(dataset))) >> unused
     return values[0] if samples == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
 
 

@@ -29,7 +29,7 @@ from xmae_jax.data.limits import MAX_BYTES, FilmError
 FLAGS = looks.FLAGS | {
     "body_part": "a DICOM header that names another part of the body than the chest",
     "modality": "a DICOM header that names no kind of radiograph",
-    "view": "a DICOM header that names a view that is not frontal",
+    "view": "a DICOM header that names a view that is not frontal, or not known",
 }
 
 # Their log lines repeat headers and tags; without a handler, Python prints the warnings.
@@ -53,6 +53,7 @@ class Film:
     modality: str = ""  # of DICOM: "CR", "DX", ...
     chest: bool = True  # false where DICOM names another part of the body
     original_size: tuple[int, int] = (0, 0)  # height, width, upright and in square pixels
+    stored_size: tuple[int, int] = (0, 0)  # the same before pixels were made square
     flags: tuple[str, ...] = ()  # what is unusual, sorted; FLAGS has them all
     kind: str = ""  # "PNG", "JPEG", "TIFF" or "DICOM" and its transfer syntax
     bits: int = 8  # of a stored sample
@@ -156,9 +157,10 @@ def _read(path: Path, kind: str, *, frames: str) -> Film:
         pixels, header = read_dicom(path, frames=frames)
         facts = dicom_facts(header.dataset)
         facts["spacing"] = (min(spacing(header.dataset)),) * 2
+        facts["stored_size"] = (int(header.dataset.Rows), int(header.dataset.Columns))
         kind = f"DICOM {header.syntax.name}"
     else:
         pixels, bits = pictures.read_picture(path, kind, frames=frames)
-        facts: dict[str, Any] = {"bits": bits, "flags": ()}
+        facts: dict[str, Any] = {"bits": bits, "flags": (), "stored_size": pixels.shape}
     facts["flags"] = tuple(sorted({*facts["flags"], *looks.flags_of(pixels, facts["bits"])}))
     return Film(pixels=pixels, kind=kind, original_size=pixels.shape, **facts)

@@ -20,6 +20,7 @@ from xmae_jax.data.codestream import jpeg_stream
 from xmae_jax.data.limits import MAX_PIXELS, FilmError, check_pixels, check_size
 from xmae_jax.data.tone import stretched_picture, widened
 
+_LABELS = 8  # different values in a mask that are no grey edges
 _ERRORS = (OSError, SyntaxError, EOFError, struct.error, zlib.error, ValueError)
 
 
@@ -79,9 +80,9 @@ def read_mask(path: Path, kind: str) -> Bool[np.ndarray, "h w"]:
     values = _turned(values, tiff.orientation(exif))
     if values.dtype == bool:
         return values
-    top = values.max()
-    # Small whole numbers are labels (1 and 2 for the two lungs); grey edges are cut at half.
-    return values > 0 if top < 8 else values >= (128 if top <= 255 else top / 2)
+    # A few values are labels (1 and 2, or 127 and 255, for the two lungs); grey edges are cut at
+    # half.
+    return values > 0 if len(np.unique(values)) <= _LABELS else values >= values.max() / 2
 
 
 def _opened(data: bytes, kind: str, *, frames: str) -> tuple[Any, int]:

@@ -5,13 +5,15 @@ then inversion of MONOCHROME1; padding is black in the end. All steps before the
 functions of one value, so they are computed once for each value and looked up for each pixel.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Integer, Num, UInt, UInt8
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.multival import MultiValue
 
 from xmae_jax.data.limits import FilmError
+from xmae_jax.data.luts import read_lut
 
 _STRIP = 1 << 20  # pixels looked up at a time: NumPy makes 8-byte indices of them
 
@@ -58,37 +60,72 @@ def _padding(levels: Int[np.ndarray, " n"], header: Any) -> Any:
 
 def _modality(levels: Int[np.ndarray, " n"], header: Any) -> Num[np.ndarray, " n"]:
     """Apply the modality LUT or rescale; one that maps all to one value is passed over."""
-    modality = np.asarray(apply_modality_lut(levels, header))
+    table = read_lut(header, "ModalityLUTSequence")
+    if table is not None:
+        modality = table.values[table.indices(levels)]
+    else:
+        slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
+        if slope is None or intercept is None:
+            return levels
+        modality = levels * slope + intercept
     if not np.isfinite(modality).all() or np.abs(modality).max() >= 2**31:
         return levels
-    if modality.min() == modality.max():
-        return levels
-    whole = np.rint(modality)
-    return whole.astype(np.int64) if np.array_equal(modality, whole) else modality  # LUT indices
+    return levels if modality.min() == modality.max() else modality
 
 
 def _voi(
     modality: Num[np.ndarray, " n"], counts: Int[np.ndarray, " n"], header: Any, dtype: Any
 ) -> UInt[np.ndarray, " n"] | None:
     """Map modality values to grey by the VOI LUT or first window; None where it shows no film."""
-    huge = np.array([np.iinfo(np.int32).min, np.iinfo(np.int32).max], np.int64)
     try:
-        # The same function on the extremes gives the range that it maps to, whatever the header.
-        ends = np.asarray(apply_voi_lut(huge, header), np.float64)
-        mapped = np.asarray(apply_voi_lut(modality, header), np.float64)
-    except (ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
-        return None  # a window of no width, a LUT of no known depth: the header is wrong
-    if np.array_equal(ends, huge):
-        return None
-    low = min(ends.min(), mapped.min())
-    high = max(ends.max(), mapped.max())
-    if not 0 < high - low < np.inf:
+        table = read_lut(header, "VOILUTSequence")
+    except FilmError:
+        table = None
+    if table is not None:
+        shares = table.values[table.indices(modality)] / (2**table.bits - 1)
+    else:
+        shares = _windowed(modality, header)
+    if shares is None:
         return None
     top = np.iinfo(dtype).max
-    table = np.clip(np.rint((mapped - low) * (top / (high - low))), 0, top).astype(dtype)
-    if len(np.unique(table[counts > 0])) <= 2 < np.count_nonzero(counts):
+    grey = np.clip(np.rint(shares * top), 0, top).astype(dtype)
+    if len(np.unique(grey[counts > 0])) <= 2 < np.count_nonzero(counts):
         return None  # a window of width 1, or one beside the film
-    return table
+    return grey
+
+
+def _windowed(modality: Num[np.ndarray, " n"], header: Any) -> Float[np.ndarray, " n"] | None:
+    """Map modality values to 0..1 by the first window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    centre, width = _number(header, "WindowCenter"), _number(header, "WindowWidth")
+    function = str(_first(header, "VOILUTFunction") or "").strip().upper() or "LINEAR"
+    if function == "LINEAR" and centre is not None and width is not None:
+        centre, width = centre - 0.5, width - 1
+    if centre is None or width is None or not width > 0:
+        return None
+    distance = np.clip((modality - centre) / width, -100, 100)
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * distance))
+    return np.clip(distance + 0.5, 0, 1) if function in ("LINEAR", "LINEAR_EXACT") else None
+
+
+def _first(header: Any, keyword: str) -> Any:
+    """Return an element's first value; None where it is absent, empty or not to be parsed."""
+    try:
+        value = header.get(keyword)
+    except (ValueError, TypeError):
+        return None
+    if isinstance(value, MultiValue):
+        return value[0] if value else None
+    return value
+
+
+def _number(header: Any, keyword: str) -> float | None:
+    """Return an element's first value as a finite number, or None."""
+    try:
+        value = float(_first(header, keyword))
+    except (ValueError, TypeError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def histogram(values: Integer[np.ndarray, "h w"], low: int) -> Int[np.ndarray, " n"]:
