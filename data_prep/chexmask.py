@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from data_prep.tables import MAX_LINE, Line, Table
+from data_prep.tables import MAX_LINE, Line, Table, without_suffix
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.records import DataError
 
@@ -117,9 +117,7 @@ def read_chexmask(
 
 
 def _name(text: str, depth: int) -> str:
-    *folders, last = text.replace("\\", "/").split("/")[-depth:]
-    stem = last.rpartition(".")[0] if last.lower().endswith((".png", ".jpg", ".dicom")) else last
-    return "/".join([*folders, stem])
+    return without_suffix("/".join(text.replace("\\", "/").split("/")[-depth:]))
 
 
 def _dice(line: Line) -> float:

@@ -3,16 +3,16 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.chexmask import LICENCE, RunLength, read_chexmask
 from data_prep.given import Mask, Parts
-from data_prep.tables import UNKNOWN, VALUES, Labels, Line, Table
+from data_prep.tables import UNKNOWN, VALUES, Labels, Line, Table, without_suffix
 from xmae_jax.data.findings import FINDINGS, find
 from xmae_jax.data.manifest import file_digest
 from xmae_jax.data.records import DataError, Report
@@ -84,7 +84,9 @@ class Join:
         self.films, self.refused = walk(root, skip=skip, suffixes=suffixes)
         self.rows: dict[str, Row] = {}
         self.orphans = 0
-        self._splits: dict[str, str] = {}
+        self.splits: dict[str, str] = {}  # patient -> split, as far as the tables say
+        self._joined = False
+        self._rest = 0
         self._names = tails(self.films, depth)
 
     def film(self, name: str) -> str | None:
@@ -94,7 +96,7 @@ class Join:
     def add(self, film: str | None, row: Row, line: Line) -> None:
         """Take in what a line says of a film, None if there is no such film."""
         if row.patient and row.split:
-            if self._splits.setdefault(row.patient, row.split) != row.split:
+            if self.splits.setdefault(row.patient, row.split) != row.split:
                 raise line.error("split", "a patient with films in two splits")
         if film is None:
             self.orphans += 1
@@ -102,6 +104,18 @@ class Join:
             raise DataError(f"{line.path}, line {line.number}: two films have the name of this row")
         elif (before := self.rows.setdefault(film, row)) != row:
             raise line.error(_difference(before, row), "a second row of one image says else")
+        else:
+            self._joined = True
+
+    def add_rest(self, row_of: Callable[[str], Row | None]) -> None:
+        """Give the films that no table names the row that their paths tell, None if they do not.
+
+        Else such a film would pass for a patient of its own, in another split than the patient's.
+        """
+        for film in self.films:
+            if film not in self.rows and (row := row_of(film)) is not None:
+                self.rows[film] = row
+                self._rest += 1
 
     def inputs(
         self,
@@ -112,13 +126,14 @@ class Join:
         notes: Iterable[str] = (),
     ) -> Inputs:
         """Put all together; masks: by film, or a folder of them, or a CSV file of CheXmask."""
-        if self.orphans and self.films and not self.rows:
-            # Every film would pass for a patient of its own.
+        if self.orphans and self.films and not self._joined:
             raise DataError(f"{next(iter(tables))}: none of its {self.orphans} rows has a film")
         for film, row in self.rows.items():
-            if row.patient in self._splits and not row.split:
-                self.rows[film] = replace(row, split=self._splits[row.patient])
+            if row.patient in self.splits and not row.split:
+                self.rows[film] = replace(row, split=self.splits[row.patient])
         tables, notes = list(tables), list(notes)
+        if self._rest:
+            notes.append(f"{self._rest} films that no table names: patients by the films' names")
         if masks is None or isinstance(masks, dict):
             given = masks or {}
         elif masks.is_dir():
@@ -201,7 +216,7 @@ def tails(films: Iterable[str], depth: int) -> dict[str, str]:
     """Map the last parts of each path, without the suffix, to the film, or to AMBIGUOUS."""
     found: dict[str, str] = {}
     for film in films:
-        name = film.rpartition(".")[0] if "." in film.rpartition("/")[2] else film
+        name = without_suffix(film)
         name = name.rpartition("/")[2] if depth == 1 else "/".join(name.split("/")[-depth:])
         found[name] = AMBIGUOUS if name in found else film
     return found
@@ -240,14 +255,15 @@ def _join_masks(folder: Path, films: tuple[str, ...]) -> dict[str, Mask]:
     A stem that two films share is no name: the mask of one would be laid over the other.
     """
     names, _ = walk(folder)
-    masks = {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
+    masks = {without_suffix(name): name for name in names}
     stems, film_stems = tails(names, 1), tails(films, 1)
     joined: dict[str, Mask] = {}
     for film in films:
-        path = PurePosixPath(film)
-        mask = masks.get(path.with_suffix("").as_posix())
-        if mask is None and film_stems.get(path.stem) == film:
-            mask = stems.get(path.stem)
+        name = without_suffix(film)
+        stem = name.rpartition("/")[2]
+        mask = masks.get(name)
+        if mask is None and film_stems.get(stem) == film:
+            mask = stems.get(stem)
         if mask:
             joined[film] = folder / mask
     return joined

@@ -24,8 +24,15 @@ MAX_TEXT = 100_000  # characters of a report section
 _MAX_WORD = 256  # of a view, a source, a licence
 _MAX_ID = 4096  # of an id or a path
 MAX_LINE = 4_000_000  # bytes; a row of run-length masks has about 100,000
+_PICTURES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VALUES = {"": math.nan}
 VALUES |= {str(number): float(number) for number in (1, 0, -1, 1.0, 0.0, -1.0)}
+
+
+def without_suffix(name: str) -> str:
+    """Cut a picture's suffix off a name or a path; the last number of a UID is none."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix}".lower() in _PICTURES else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """NIH ChestX-ray14 (Wang et al. 2017, https://nihcc.app.box.com/v/ChestXray-NIHCC)."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from data_prep.adapters.shared import labels_of, need, refuse, train_or_val
 from data_prep.inputs import Inputs, Join, Row
-from data_prep.tables import Labels, Line, Table
+from data_prep.tables import Labels, Line, Table, without_suffix
 from xmae_jax.data.records import DataError
 
 _WHERE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
@@ -36,17 +37,26 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
         image, patient = line.id("Image Index"), nih_patient(line.id("Image Index"))
         if not patient or patient != f"nih:{line.id('Patient ID').lstrip('0')}":
             raise line.error("Patient ID", "not the number at the beginning of the image's name")
-        split = official.get(image, "")
-        row = Row(
-            patient=patient,
-            view=line.word("View Position"),
-            source="ChestX-ray14",
-            findings=_labels(line),
-            split=train_or_val(patient) if split == "train" else split,
-            licence="NIH-no-restrictions",
-        )
-        join.add(join.film(image.removesuffix(".png")), row, line)
+        row = _row(patient, official.get(image, ""))
+        row = replace(row, view=line.word("View Position"), findings=_labels(line))
+        join.add(join.film(without_suffix(image)), row, line)
+
+    def row_of(film: str) -> Row | None:
+        image = film.rpartition("/")[2]
+        patient = nih_patient(image)
+        return _row(patient, official.get(image, "")) if patient else None
+
+    join.add_rest(row_of)
     return join.inputs(tables=(table, train, test), masks=masks)
+
+
+def _row(patient: str, split: str) -> Row:
+    return Row(
+        patient=patient,
+        source="ChestX-ray14",
+        split=train_or_val(patient) if split == "train" else split,
+        licence="NIH-no-restrictions",
+    )
 
 
 def nih_patient(image: str) -> str:

@@ -5,7 +5,7 @@ https://physionet.org/content/cxr-lt-iccv-workshop-cvamd/2.0.0/.
 """
 
 import re
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.adapters.shared import need, text_of, there, view_of
@@ -15,7 +15,15 @@ from xmae_jax.data.records import DataError, Report
 
 _WHERE = "https://physionet.org/content/mimic-cxr-jpg/"
 _LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
+# Of a film's path: p10/p10000032/s50414267/<dicom_id>.jpg.
+_PATH = re.compile(r"(?:^|/)p(\d+)/s(\d+)/[^/]+$")
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&'-]{2,60}?)[ \t]*:", re.MULTILINE)
+# Any other heading ("LUNGS", "ICU") is a part of the section in which it stands.
+_SECTION = re.compile(
+    r"(ADDENDUM|CLINICAL|COMPARISON|CONCLUSION|EXAM|FINAL REPORT|FINDING|HISTORY|IMPRESSION"
+    r"|INDICATION|NOTIFICATION|REASON FOR|RECOMMENDATION|TECHNIQUE|WET READ)"
+    r"|.* (HISTORY|INDICATIONS?)$"
+)
 
 
 def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None) -> Inputs:
@@ -46,6 +54,7 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
             split=splits.get(line.id("dicom_id"), ""),
         )
         join.add(join.film(line.id("dicom_id")), row, line)
+    join.add_rest(lambda film: _row_of(film, source="MIMIC-CXR-JPG"))
     tables = (metadata, split, table)
     return join.inputs(tables=tables, masks=masks, reports=_reports(folder, reports, join))
 
@@ -56,14 +65,14 @@ def scan_cxr_lt(
     """Read the films of MIMIC-CXR-JPG with CXR-LT's 45 classes and its own split.
 
     labels: the table of a task (train_labeled.csv, test_labeled_task2.csv, ...) in place of
-    labels.csv, which holds all; the name of such a table says the split.
+    labels.csv, which holds all; the name of such a table says the split. A film outside of it is in
+    the split of its patient: by that table, else by labels.csv if it is there, else train.
     """
     folder = folder.resolve()
     where = "https://physionet.org/content/cxr-lt-iccv-workshop-cvamd/2.0.0/"
+    whole = there(folder, "cxr-lt-2024/labels.csv") or there(folder, "labels.csv")
     table = Table(
-        labels
-        or there(folder, "cxr-lt-2024/labels.csv")
-        or need(folder, "labels.csv", where=where),
+        labels or whole or need(folder, "labels.csv", where=where),
         required=("dicom_id", "subject_id", "study_id"),
     )
     named = SPLIT_NAMES.get(table.path.name.split("_")[0])
@@ -75,7 +84,15 @@ def scan_cxr_lt(
         split = split_name(line, "split") if named is None else named
         row = _row(line, source="CXR-LT 2024", findings=findings(line), split=split)
         join.add(join.film(line.id("dicom_id")), row, line)
-    tables = (table.path,)
+    rest = _patient_splits(whole) if labels and whole else {}
+
+    def row_of(film: str) -> Row | None:
+        row = _row_of(film, source="CXR-LT 2024")
+        split = row and (join.splits.get(row.patient) or rest.get(row.patient) or "train")
+        return row and replace(row, split=split)
+
+    join.add_rest(row_of)
+    tables = (table.path, whole) if rest and whole else (table.path,)
     return join.inputs(tables=tables, masks=masks, reports=_reports(folder, reports, join))
 
 
@@ -93,6 +110,20 @@ def _row(line: Line, *, source: str, findings: Labels, split: str) -> Row:
         split=split,
         licence=_LICENCE,
     )
+
+
+def _row_of(film: str, *, source: str) -> Row | None:
+    """Read the patient and the study of a film that no table names from its path."""
+    match = _PATH.search(film)
+    if match is None:
+        return None
+    patient, study = (f"mimic:{number}" for number in match.groups())
+    return Row(patient=patient, study=study, source=source, licence=_LICENCE)
+
+
+def _patient_splits(path: Path) -> dict[str, str]:
+    lines = Table(path, required=("subject_id", "split"))
+    return {f"mimic:{line.id('subject_id')}": split_name(line, "split") for line in lines}
 
 
 def _by_study(path: Path) -> dict[str, Labels]:
@@ -131,18 +162,22 @@ def sections(text: str) -> Report:
     """
     parts = _HEADING.split(text)
     found: dict[str, list[str]] = {"findings": [], "impression": []}
+    section = ""
     for heading, body in zip(parts[1::2], parts[2::2], strict=True):
-        name = _section(heading.split())
-        if name and body.strip():
-            found[name].append(" ".join(body.split()))
+        name, words = " ".join(heading.split()), " ".join(body.split())
+        if _SECTION.match(name):
+            section = _section(name)
+        else:
+            words = f"{name}: {words}".strip()
+        if section and words:
+            found[section].append(words)
     return Report(
         findings="\n".join(found["findings"])[:MAX_TEXT],
         impression="\n".join(found["impression"])[:MAX_TEXT],
     )
 
 
-def _section(words: Iterable[str]) -> str | None:
-    joined = " ".join(words)
-    if joined.startswith("FINDING"):
+def _section(heading: str) -> str:
+    if heading.startswith("FINDING"):
         return "findings"
-    return "impression" if joined.startswith(("IMPRESSION", "CONCLUSION")) else None
+    return "impression" if heading.startswith(("IMPRESSION", "CONCLUSION")) else ""

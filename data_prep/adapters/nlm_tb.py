@@ -15,7 +15,19 @@ from data_prep.tables import MAX_TEXT
 from xmae_jax.data.records import Report
 
 _WHERE = "https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html"
-_PERSON = re.compile(r"\s*(patient's (sex|age)\b|(fe)?male\b)", re.IGNORECASE)
+# "Female, 30 years", "29 yrs male", "male 5 months", "45-year-old man", and where a line begins
+# "F", "M 45", "30 years"; a number alone is an age beside a sex only.
+_GAP = r"(?:[\s,;:/.-]|\baged?\b)*"
+_OLD = rf"\b\.?(?:{_GAP}old\b)?"
+_YEARS = rf"\d{{1,3}}{_GAP}y(?:[a-z]{{0,4}}|/o){_OLD}"
+_AGE = rf"(?:{_YEARS}|\d{{1,3}}{_GAP}(?:mo|week|wk|day)[a-z]{{0,4}}{_OLD}|\d{{2,3}}\b)"
+_SEX = r"\b(?:(?:fe)?males?|(?:wo)?man|boy|girl)\b"
+_PERSON = re.compile(
+    rf"(?:patient'?s?\s+(?:sex|age)\b|\b(?:sex|age)\s*:){_GAP}(?:{_YEARS}|\S*)"
+    rf"|(?:{_AGE}{_GAP})?{_SEX}(?:{_GAP}{_AGE})?"
+    rf"|^\s*(?:[mf](?:{_GAP}{_AGE}|\s*(?:[,;:/]|$))|{_AGE}{_GAP}[mf]\b|{_YEARS})",
+    re.IGNORECASE,
+)
 
 
 def scan_montgomery(
@@ -100,7 +112,10 @@ def _inputs(
 
 
 def _reading(path: Path) -> str:
-    """Read a radiologist's words without the lines on sex and age."""
+    """Read a radiologist's words without the person's sex and age."""
     lines = (text_of(path) or "").splitlines()
-    words = " ".join(line.strip() for line in lines if not _PERSON.match(line))
-    return words.strip()[:MAX_TEXT]
+    words = (
+        _PERSON.sub(" ", line).strip(" \t,;:/.-") if _PERSON.search(line) else line.strip()
+        for line in lines
+    )
+    return " ".join(filter(None, words))[:MAX_TEXT]

@@ -4,8 +4,9 @@ Either NLM's XML reports with PNG or DICOM films, or Kaggle's two tables and PNG
 from the MeSH terms by which people indexed each report.
 """
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -61,6 +62,8 @@ _TERMS = {
     "tube, inserted": "Support Devices",
     "tuberculosis": "Tuberculosis",
 }
+# Of a film's name: CXR2_IM-0652-1001, 2_IM-0652-1001, CXR1_1_IM-0001-3001.
+_FILM = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?IM-")
 _EMPTY = {"no indexing", "technical quality of image unsatisfactory", ""}
 
 
@@ -97,31 +100,38 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
         texts[patient] = study.report
         findings = mesh_labels(study.terms)
         for names, view in study.films:
-            row = Row(
-                patient=patient,
-                study=patient,
-                view=view,
-                source="Open-i",
-                findings=findings,
-                licence=_LICENCE,
-            )
+            row = replace(_row(study.uid), view=view, findings=findings)
             found = (join.film(name) for name in names.split())
             join.add(next((film for film in found if film is not None), None), row, study.line)
+    join.add_rest(_row_of)
     return join.inputs(tables=tables or [place], masks=masks, reports=texts)
 
 
+def _row(uid: str) -> Row:
+    return Row(patient=f"openi:{uid}", study=f"openi:{uid}", source="Open-i", licence=_LICENCE)
+
+
+def _row_of(film: str) -> Row | None:
+    match = _FILM.match(film.rpartition("/")[2])
+    return _row(match[1]) if match else None
+
+
 def mesh_labels(terms: Iterable[str]) -> Labels:
-    """Read labels from MeSH terms such as `Opacity/lung/base/left`; what has no term is absent."""
+    """Read labels from MeSH terms such as `Opacity/lung/base/left`; what has no term is absent.
+
+    A `borderline` one is uncertain.
+    """
     parts = [[part.strip() for part in term.lower().split("/")] for term in terms]
     named = {part[0] for part in parts}
     if named <= _EMPTY:
         return UNKNOWN
     values = dict.fromkeys(_TERMS.values(), 0.0)
-    for head, *rest in parts:
+    for head, *rest in sorted(parts, key=lambda part: "borderline" not in part):
         for term in (head, *(f"{head}/{part}" for part in rest)):
             if term in _TERMS:
-                values[_TERMS[term]] = 1.0
-    values["Pneumothorax"] = max(values["Pneumothorax"], values["Hydropneumothorax"])
+                values[_TERMS[term]] = -1.0 if "borderline" in rest else 1.0
+    if values["Hydropneumothorax"] == 1:
+        values["Pneumothorax"] = 1.0
     return labels_of(values)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.adapters.chestxray14 import nih_patient
 from data_prep.adapters.shared import labels_of, need, refuse, there
 from data_prep.inputs import Inputs, Join, Row
-from data_prep.tables import Table
+from data_prep.tables import UNKNOWN, Labels, Table, without_suffix
 from xmae_jax.data.records import DataError
 
 _WHERE = "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge"
@@ -52,16 +52,25 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
             values["No Finding"], expected = _CLASSES[class_of[film]]
             if expected != target:
                 raise line.error("Target", f"not what {classes.name} says")
-        row = Row(
-            patient=patients.get(film, f"rsna:{film}"),
-            source="RSNA Pneumonia",
-            findings=labels_of(values),
-            licence="RSNA Pneumonia Detection Challenge terms of use",
-        )
-        join.add(join.film(film), row, line)
+        join.add(join.film(film), _row(patients.get(film, f"rsna:{film}"), labels_of(values)), line)
+
+    def row_of(film: str) -> Row | None:  # those of stage_2_test_images have no labels
+        patient = patients.get(without_suffix(film.rpartition("/")[2]))
+        return _row(patient, UNKNOWN) if patient else None
+
+    join.add_rest(row_of)
     notes = () if mapping else (f"no {_MAPPING}: each film passes for a patient of its own",)
     tables = [path for path in (boxes, classes, mapping) if path]
     return join.inputs(tables=tables, masks=masks, notes=notes)
+
+
+def _row(patient: str, findings: Labels) -> Row:
+    return Row(
+        patient=patient,
+        source="RSNA Pneumonia",
+        findings=findings,
+        licence="RSNA Pneumonia Detection Challenge terms of use",
+    )
 
 
 def _patients(path: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.adapters.shared import need, refuse, train_or_val
 from data_prep.inputs import Inputs, Join, Row
-from data_prep.tables import Labels, Line, Table
+from data_prep.tables import UNKNOWN, Labels, Line, Table, without_suffix
 
 _WHERE = "https://physionet.org/content/vindr-cxr/1.0.0/"
 
@@ -30,17 +30,29 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
         for line in table:
             read.setdefault(line.id("image_id"), (line, []))[1].append(findings(line))
         for image, (line, votes) in read.items():
-            patient = f"vindr:{image}"
-            row = Row(
-                patient=patient,
-                view="PA",
-                source="VinDr-CXR",
-                findings=tuple(map(_majority, zip(*votes, strict=True))),
-                split=train_or_val(patient) if split == "train" else split,
-                licence="PhysioNet Credentialed Health Data License 1.5.0",
-            )
+            row = _row(image, split, tuple(map(_majority, zip(*votes, strict=True))))
             join.add(join.film(image), row, line)
+    join.add_rest(_row_of)
     return join.inputs(tables=tables, masks=masks)
+
+
+def _row(image: str, split: str, findings: Labels) -> Row:
+    patient = f"vindr:{image}"
+    return Row(
+        patient=patient,
+        view="PA",
+        source="VinDr-CXR",
+        findings=findings,
+        split=train_or_val(patient) if split == "train" else split,
+        licence="PhysioNet Credentialed Health Data License 1.5.0",
+    )
+
+
+def _row_of(film: str) -> Row | None:
+    """Leave a film that no table names in the official split whose folder it is in."""
+    *folders, name = film.split("/")
+    split = folders[-1] if folders else ""
+    return _row(without_suffix(name), split, UNKNOWN) if split in ("train", "test") else None
 
 
 def _table(folder: Path, name: str) -> Path:

@@ -127,6 +127,16 @@ def test_films_without_a_row_are_kept(folder):
     assert inputs.films == ("a.png", "b.png") and set(inputs.rows) == {"a.png"}
 
 
+def test_masks_join_names_that_are_uids(folder):
+    films = ("1.2.3.4", "1.2.3.4.7", "1.2.840.113619.2.7", "1.2.840.9.DCM", "x/c.tiff")
+    masks = ("1.2.3.4.png", "1.2.840.113619.2.7.png", "1.2.840.9.png", "c.PNG")
+    for path in (*(f"images/{name}" for name in films), *(f"lung_masks/{name}" for name in masks)):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    joined = {film: mask.name for film, mask in read(folder).masks.items()}
+    assert joined == dict(zip((films[0], *films[2:]), masks, strict=True))
+
+
 def test_blank_and_minus_one_are_kept_apart(folder):
     (folder / "labels.csv").write_text("image,Mass,Edema,ARDS\nimages/a.png,,-1.0,0\n")
     (row,) = read(folder).rows.values()
