@@ -251,7 +251,7 @@ def test_pairs_across_splits_come_first_and_are_told(shards, tmp_path):
     part = section(made, "pairs")
     assert len(ids(part)) == 24 and ids(part)[1] == f"{7:016x}"
     assert "the same picture, train and test" in part
-    assert "(copy) in two splits: 1. What is tested on was trained on" in Page(made).text
+    assert "(copy) in two splits: 1. A score on such films says little" in Page(made).text
 
 
 def test_many_films_of_many_sources_stay_small(shards, tmp_path):

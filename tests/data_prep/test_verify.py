@@ -221,7 +221,8 @@ def test_usage_errors_exit_64(arguments, capsys):
 
 
 def test_help_is_no_error(capsys):
-    assert main(["--help"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
     assert "--data" in capsys.readouterr().out
 
 

@@ -43,7 +43,7 @@ CONVENTIONS = {
 OUTER = 0.15  # of the width of both lungs: the part along the chest wall that no heart reaches
 _NOT_FRONTAL = re.compile(
     r"\b(L|LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|LAT\w*|OBL\w*|DECUB\w*|SWIMMER\w*|OTHER)\b"
-    r"|LATERAL",
+    r"|LATERAL|(?<!AP )(?<!PA )AXIAL",
     re.IGNORECASE,
 )
 
