@@ -6,7 +6,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from tests.data.made import RAMP, dicom
-from xmae_jax.data.film import FilmError, read_film
+from xmae_jax.data.film import FilmError, read_deep, read_film
 
 CLIP = 6  # grey levels by which clipping a thousandth at each end moves these ramps
 
@@ -136,6 +136,12 @@ def test_voi_luts_of_every_form(tmp_path, size, first, bits, form, photometric):
     expected = curve[np.clip(values.astype(int) - first, 0, size - 1)] * (255 / (2**bits - 1))
     expected = 255 - expected if photometric == "MONOCHROME1" else expected
     np.testing.assert_allclose(film, expected, atol=1)
+
+
+def test_a_voi_lut_of_sixteen_bits_keeps_them(tmp_path):
+    curve = np.linspace(0, 65535, 4096).astype(int)
+    path = dicom(tmp_path / "a", VOILUTSequence=[lut(0, curve)])
+    np.testing.assert_array_equal(read_deep(path), curve[RAMP])
 
 
 @pytest.mark.parametrize("descriptor", [[4096, 0, 7], [4096, 0, 17], [9000, 0, 12], [4096, 0]])

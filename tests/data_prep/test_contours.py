@@ -9,8 +9,13 @@ from PIL import Image
 
 from data_prep import build, contours, phantoms
 from data_prep.contours import find_lungs
+from data_prep.films import Job, Settings, make_record
+from data_prep.inputs import Row
+from tests.data.made import RAMP, dicom
 from tests.data.test_lungs import made_film, two_lungs
+from xmae_jax.data import records
 from xmae_jax.data.lungs import dice
+from xmae_jax.data.records import Report
 
 SHAPE = (300, 280)
 LUNGS = two_lungs(SHAPE)
@@ -66,6 +71,29 @@ def test_a_given_mask_may_have_the_shape_of_the_stored_pixels(tmp_path, model):
     assert find(given=saved(tmp_path, LUNGS), stored_size=(300, 140)).source == "given:hand"
     other = saved(tmp_path, two_lungs((300, 200)))
     assert find(given=other, stored_size=(300, 140)).source == "model"
+
+
+def test_a_mask_of_a_film_whose_pixels_are_not_square(tmp_path):
+    film = dicom(tmp_path / "film", RAMP, PixelSpacing=["0.1", "0.2"])  # 80 x 100, made 80 x 200
+    settings = Settings(
+        size=96, fit="pad", lungs="given", retrocardiac="exclude", frames="refuse", codec="jpeg"
+    )
+    masks = two_lungs(RAMP.shape), two_lungs((80, 200))
+    stored = []
+    for mask in masks:
+        job = Job(
+            "film",
+            film,
+            saved(tmp_path, mask),
+            Row(),
+            Report(findings="", impression=""),
+            "p",
+            "train",
+        )
+        record = records.decode(make_record(job, settings, bytes(32)).example)
+        assert record["mask_source"] == "given:file"
+        stored.append(records.decode_mask(record["lung_mask"]))
+    assert dice(*stored) > 0.95
 
 
 def test_the_model_where_it_is_good(model):
