@@ -149,6 +149,8 @@ def _guarded(kind: str, read: Callable[[], _T]) -> _T:
         reason = f"{kind} file asks for too much ({type(error).__name__})"
     except Exception as error:
         reason = f"{kind} file is damaged ({type(error).__name__})"
+        if isinstance(error.__context__, RecursionError):  # which pydicom may take for damage
+            reason = f"{kind} file asks for too much (RecursionError)"
     raise FilmError(reason)  # out here, it carries no other error, whose text may quote the file
 
 
