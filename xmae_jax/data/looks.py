@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from xmae_jax.data.text_marks import resized, text_lines
+from xmae_jax.data.text_marks import resized, shrunk, text_lines
 
 FLAGS = {
     "aspect": "more than twice as long as wide, or the other way round",
@@ -17,9 +17,10 @@ FLAGS = {
 
 def flags_of(pixels: UInt8[np.ndarray, "h w"], bits: int) -> list[str]:
     """Return those of FLAGS that a film of `bits` stored bits earns."""
-    counts = cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel()
+    some = np.ascontiguousarray(pixels[::2, ::2])
+    counts = cv2.calcHist([some], [0], None, [256], [0, 256]).ravel()
     copy = resized(pixels)  # one shrunk copy for both searches
-    low, high = np.searchsorted(np.cumsum(counts) / pixels.size, (0.01, 0.99))
+    low, high = np.searchsorted(np.cumsum(counts) / some.size, (0.01, 0.99))
     found = {
         "aspect": max(pixels.shape) > 2 * min(pixels.shape),
         "bits": bits < 8 or np.count_nonzero(counts) < 64,
@@ -36,7 +37,8 @@ def is_inverted(pixels: UInt8[np.ndarray, "h w"]) -> bool:
     Compares ranks of grey, which no exposure or window changes: of the spine with both lungs, and
     of the upper corners with the whole. docs/films.md has the rates on real films.
     """
-    small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    small = shrunk(pixels, min(pixels.shape) // 128)
+    small = cv2.resize(small, (64, 64), interpolation=cv2.INTER_AREA).astype(np.uint8)
     counts = np.bincount(small.ravel(), minlength=256)
     ranks = ((np.cumsum(counts) - counts / 2) / small.size)[small]
     spine = ranks[20:44, 29:35].mean()

@@ -34,12 +34,23 @@ class Line(NamedTuple):
 
 def resized(pixels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W"]:
     """Shrink a film to 1024 px, or double a small one."""
+    pixels = shrunk(pixels, max(pixels.shape) // _SIDE)
     longer = max(pixels.shape)
     scale = 2.0 if longer <= _SMALL else min(_SIDE / longer, 1.0)
     if scale == 1:
         return pixels
+    # Less than twice as many pixels: each of them still counts.
     size = [max(round(side * scale), 1) for side in pixels.shape[::-1]]
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA)
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+
+
+def shrunk(pixels: UInt8[np.ndarray, "h w"], factor: int) -> UInt8[np.ndarray, "H W"]:
+    """Average squares of pixels, a whole number of them along each side, which is quick."""
+    if factor < 2:
+        return pixels
+    height, width = (side // factor for side in pixels.shape)
+    whole = pixels[: height * factor, : width * factor]
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def text_lines(pixels: UInt8[np.ndarray, "h w"]) -> list[Line]:
