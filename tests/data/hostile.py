@@ -313,6 +313,10 @@ def _streams() -> Cases:
     yield "jpeg none.dcm", dicom_bytes(GREY, PixelData=encapsulate([b"\0\0"]), **grey), ""
     overrun = frames[:12] + struct.pack("<I", 2**31) + frames[16:]
     yield "fragment.dcm", dicom_bytes(GREY, PixelData=overrun, **grey), ""
+    levels = np.add.outer(np.arange(16) * 160, np.arange(12) * 100).astype(np.uint16)
+    deep = made.jpeg12(levels)
+    gap = deep.replace(b"\xff\xc4", b"\0\0", 1)  # GDCM would end the process
+    yield "12 bits with a gap.dcm", film(uid.JPEGExtended12Bit, gap), "without a scan"
     yield "jls.dcm", film(uid.JPEGLSLossless, jpeg), ""
     yield "lossless.dcm", film(uid.JPEGLosslessSV1, jpeg), ""
 

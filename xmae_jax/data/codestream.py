@@ -30,8 +30,11 @@ class Codestream:
 
 
 def jpeg_stream(data: bytes) -> Codestream:
-    """Read a JPEG or JPEG-LS stream's frame header; raise FilmError where there is none."""
-    exif, frame = b"", None
+    """Read a JPEG or JPEG-LS stream's frame header; raise FilmError where there is none.
+
+    The markers have to lead on to a scan: where they do not, GDCM may end the process.
+    """
+    exif, frame, scan = b"", None, False
     for marker, start, end in _segments(data):
         if marker == _APP1 and data[start : start + 6] == b"Exif\0\0":
             exif = exif or data[start + 6 : end]
@@ -40,9 +43,12 @@ def jpeg_stream(data: bytes) -> Codestream:
         elif marker == _SOS:
             if data.count(b"\xff\xda", end) >= _MAX_SCANS:
                 raise FilmError("JPEG with too many scans")
+            scan = True
             break
     if frame is None:
         raise FilmError("JPEG without a frame header, or truncated")
+    if not scan:
+        raise FilmError("JPEG without a scan, truncated or damaged")
     precision, rows, columns, components = frame
     return Codestream(rows, columns, components, precision, exif)
 
@@ -57,7 +63,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker in (_SOI, _EOI):
+        if marker < 0xC0 or marker in (_SOI, _EOI):  # below: none that a header may have
             return
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if end > len(data) or end < at + 4:

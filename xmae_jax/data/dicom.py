@@ -100,18 +100,15 @@ class _Budget:
     def __init__(self, file: Any) -> None:
         self.seek, self.tell = file.seek, file.tell
         self._file, self._bytes, self._items = file, MAX_HEADER, _MAX_ITEMS
-        self.spent = ""  # why no more may be read
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(self._bytes + 1 if size < 0 else min(size, self._bytes + 1))
         self._bytes -= len(data)
         self._items -= max(data.count(item) for item in _ITEMS)
         if self._bytes < 0:
-            self.spent = f"DICOM header of more than {MAX_HEADER >> 20} MiB"
-        elif self._items < 0:
-            self.spent = "DICOM header with too many items"
-        if self.spent:
-            raise FilmError(self.spent)
+            raise FilmError(f"DICOM header of more than {MAX_HEADER >> 20} MiB")
+        if self._items < 0:
+            raise FilmError("DICOM header with too many items")
         return data
 
 
@@ -134,9 +131,9 @@ def _read_header(file: Any, inflate_from: int | None) -> Header:
     budget: Any = _Budget(file)
     try:
         dataset = read_partial(budget, stop_when=stop, defer_size=_MAX_VALUE, force=True)
-    except OSError:  # what pydicom makes of any error in a sequence
-        if budget.spent:
-            raise FilmError(budget.spent) from None
+    except OSError as error:  # what pydicom makes of any error while it reads an item
+        if isinstance(error.__context__, FilmError | RecursionError):
+            raise error.__context__ from None
         raise
     start = file.tell()
     if not found:
