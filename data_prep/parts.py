@@ -114,16 +114,13 @@ def build_part(part: Part, recipe: Recipe, sandbox: Sandbox, *, tell: Tell) -> N
     made: list[tuple[str, Made]] = []
 
     def examples() -> Iterator[bytes]:
-        for job in part.jobs:
+        calls = ((job, recipe.settings, key) for job in part.jobs)
+        for job, one in zip(part.jobs, sandbox.each(make_record, calls), strict=True):
             digests[job.film] = digest_job(job)
-            try:
-                one = sandbox.call(make_record, job, recipe.settings, key)
-            except FilmError as error:
+            if isinstance(one, FilmError):
                 if not os.path.lexists(job.path):
-                    raise FileNotFoundError(
-                        "a file of the input vanished during the build"
-                    ) from None
-                rejected.append((job.film, error.reason))
+                    raise FileNotFoundError("a file of the input vanished meanwhile") from None
+                rejected.append((job.film, one.reason))
                 tell(1, 1)
                 continue
             made.append((job.film, Made(b"", one.entry, one.labels)))

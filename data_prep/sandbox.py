@@ -10,11 +10,13 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
+
+import cv2
 
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.processes import die_with_parent
@@ -52,10 +54,37 @@ class Sandbox:
         Raises FilmError, the function's own or that it ended the child or did not come to an end,
         and OSError for the function's own or if the child does not start.
         """
+        self._send(function, arguments)
+        return self._receive(function, arguments)
+
+    def each(self, function: Callable[..., T], calls: Iterable[tuple]) -> Iterator[T | FilmError]:
+        """Yield what `call` returns, or the FilmError that it raises, for each tuple of arguments.
+
+        The child is at the next call while the caller is at what this one gave.
+        """
+        waiting = iter(calls)
+        now = next(waiting, None)
+        if now is not None:
+            self._send(function, now)
+        try:
+            while now is not None:
+                try:
+                    answer = self._receive(function, now)
+                except FilmError as error:
+                    answer = error
+                now = next(waiting, None)
+                if now is not None:
+                    self._send(function, now)
+                yield answer
+        finally:
+            if now is not None:  # left in between: its answer must not pass for another's
+                self.close()
+
+    def _receive(self, function: Callable[..., T], arguments: tuple) -> T:
         for last in (False, True):
             # The system may kill a child for another process's hunger, or stop it: try again.
             try:
-                return self._call(function, arguments)
+                return self._wait()
             except TimeoutError:
                 self.close()
                 if last:
@@ -67,19 +96,26 @@ class Sandbox:
                     raise FilmError(f"takes more than {SECONDS:.0f} s to read") from None
                 if last:
                     raise FilmError("crashes the decoder, or asks for too much memory") from None
+            self._send(function, arguments)
         raise AssertionError
 
     def _exit_code(self) -> int | None:
         self._process.join(5)
         return self._process.exitcode
 
-    def _call(self, function: Callable[..., T], arguments: tuple) -> T:
+    def _send(self, function: Callable[..., Any], arguments: tuple) -> None:
         if self._ended:
             raise RuntimeError("the process that reads files was ended")
         connection = self._connection or self._start()
-        kind, value, seconds = "", None, CLOCK
-        try:
+        with contextlib.suppress(OSError):  # a child that is gone is noticed when it is waited for
             connection.send((function, arguments, SECONDS))
+
+    def _wait(self) -> Any:
+        kind, value, seconds = "", None, CLOCK
+        connection = self._connection
+        if connection is None:
+            raise _Lost
+        try:
             while kind in ("", "waits", "goes on"):
                 if not connection.poll(seconds):
                     raise TimeoutError
@@ -152,6 +188,7 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever C code it is in
     die_with_parent()
+    cv2.setNumThreads(1)  # the children share the cores out
     _PARENT.append(connection)
     _limit()
     connection.send(None)

@@ -180,6 +180,20 @@ def test_a_file_that_kills_costs_itself_only(box, function, words, monkeypatch):
     assert box.call(patients_of, [Path("nothing")]) == [""]
 
 
+def same(value):
+    return value
+
+
+def test_answers_stay_with_their_questions(box):
+    assert list(box.each(same, [(i,) for i in range(50)])) == list(range(50))
+    for i, answer in enumerate(box.each(same, [(i,) for i in range(50)])):
+        assert answer == i
+        if i == 7:
+            break
+    assert box.call(same, "another") == "another"
+    assert list(box.each(same, [])) == []
+
+
 def test_an_error_of_ours_costs_one_film_and_is_told_without_what_it_quotes(box, capsys):
     with pytest.raises(FilmError, match="error of this program .KeyError"):
         box.call(fail)

@@ -30,10 +30,10 @@ NEAR = 20
 """Bits of 256 in which two pictures of one film, or their inverse, differ at most.
 
 Measured on 186 real films. Of copies of each, so many are found: saved as JPEG of quality 20, or
-inverted, 99.5 %; shrunk to 224 x 224 px, gamma 1.4, equalised, padded to a square or with noise, all;
-gamma 0.6 98 %, 20 % more contrast 97 %; but CLAHE 30 %, 1 % cropped on each side 54 %, and turned,
-mirrored or cropped further none. Films of two patients differ by 54 and more, of one patient by 50
-(32 among 597 of 64 px), 1,000 phantoms by 28.
+inverted, 99.5 %; shrunk to 224 x 224 px, gamma 1.4, equalised, padded to a square or with noise,
+all; gamma 0.6 98 %, 20 % more contrast 97 %; but CLAHE 30 %, 1 % cropped on each side 54 %, and
+turned, mirrored or cropped further none. Films of two patients differ by 54 and more, of one
+patient by 50 (32 among 597 of 64 px), 1,000 phantoms by 28.
 """
 _ROWS, _COLUMNS = 512, 8192  # compared at once: bounds the memory of `near_pairs`
 _FLAT = 10  # grey levels that an edge without film has at most
