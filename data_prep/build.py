@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import fcntl
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -116,6 +117,8 @@ def build(options: argparse.Namespace) -> str:
     if policy.exclude and not options.allow_other_keys:
         check_keys(policy.exclude, policy.key)
     run = _beam(options) if options.runner == "beam" else None
+    # Slow to import, and only the end needs it: now, while others work.
+    threading.Thread(target=importlib.import_module, args=("tensorflow_datasets",)).start()
     with Workers(options.workers) as workers:
         jobs = _jobs(inputs, workers)
         if options.output.exists() and any(options.output.iterdir()):

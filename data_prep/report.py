@@ -35,7 +35,7 @@ REPORT = "report.html"
 _SIDE = 192  # px of a picture
 _RANDOM, _WORST, _BARE, _PAIRS = 64, 24, 16, 12  # films and pairs shown at most
 _GROUPS, _EACH = 8, 7  # flags, and likewise reasons, with pictures, and films shown of each
-_MEASURED = 256  # films drawn for the charts of grey values, lungs and spacing
+_MEASURED = 64  # films drawn for the charts of grey values, lungs and spacing
 
 
 @dataclass(frozen=True)
