@@ -46,12 +46,11 @@ from data_prep.arguments import (
 )
 from data_prep.contours import model_digest
 from data_prep.duplicates import check_keys
-from data_prep.films import Job, Settings, patients_of, unknown_patient
+from data_prep.films import Job, Settings
 from data_prep.finish import REJECTED, Policy, finish
-from data_prep.inputs import Inputs, Row, digest_of, sha256_of
+from data_prep.inputs import Inputs, digest_of, sha256_of
+from data_prep.jobs import jobs_of, licensed
 from data_prep.parts import Part, Recipe, Workers, build_part, digest_job, plan_parts
-from data_prep.sandbox import Sandbox
-from xmae_jax.data.film import FilmError
 from xmae_jax.data.index import INDEX, Index, read_index
 from xmae_jax.data.manifest import (
     FORMAT,
@@ -61,7 +60,7 @@ from xmae_jax.data.manifest import (
     load_manifest,
     write_manifest,
 )
-from xmae_jax.data.records import FINDINGS, Report
+from xmae_jax.data.records import FINDINGS
 from xmae_jax.seal import json_digest
 
 _STORED = (
@@ -96,7 +95,7 @@ def build(options: argparse.Namespace) -> str:
     inputs = ADAPTERS[options.adapter](
         options.input, masks=options.masks, labels=options.labels, reports=options.reports
     )
-    inputs = _licensed(inputs, options.licences)
+    inputs = licensed(inputs, options.licences)
     for note in inputs.notes:
         print(f"note: {note}")
     if not inputs.films:
@@ -120,7 +119,7 @@ def build(options: argparse.Namespace) -> str:
     # Slow to import, and only the end needs it: now, while others work.
     threading.Thread(target=importlib.import_module, args=("tensorflow_datasets",)).start()
     with Workers(options.workers) as workers:
-        jobs = _jobs(inputs, workers)
+        jobs = jobs_of(inputs, workers)
         if options.output.exists() and any(options.output.iterdir()):
             _compare(options, arguments, workers.map(lambda job, _: digest_job(job), jobs), inputs)
             _clear(options.output)
@@ -174,23 +173,6 @@ def _code() -> str:
     return digest_of({path.relative_to(root).as_posix(): sha256_of(path) for path in paths})
 
 
-def _licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:
-    """Leave out films, and masks, that are not of these licences; None takes all."""
-    if licences is None:
-        return inputs
-    rows, empty = inputs.rows, Row()
-    films = [film for film in inputs.films if rows.get(film, empty).licence in licences]
-    masks = {
-        film: mask
-        for film, mask in inputs.masks.items()
-        if rows.get(film, empty).mask_licence in licences
-    }
-    others = dict.fromkeys(set(inputs.films) - set(films), "licence not among those asked for")
-    return dataclasses.replace(
-        inputs, films=tuple(films), masks=masks, refused={**inputs.refused, **others}
-    )
-
-
 def _excluded(path: Path) -> list[Index]:
     return [*read_index(directory_of(path)).values()]
 
@@ -238,51 +220,6 @@ def _beam(options: argparse.Namespace) -> Run:
         raise UsageError("--runner beam: needs Apache Beam (extra [beam])") from None
     except ValueError as error:
         raise UsageError(f"--beam-options: {error}") from None
-
-
-def _jobs(inputs: Inputs, workers: Workers) -> list[Job]:
-    """Join each film with its tables; a patient known to DICOM only is read from the header."""
-    empty = Row()
-    unknown = [film for film in inputs.films if not inputs.rows.get(film, empty).patient]
-    chunks = [
-        [inputs.root / film for film in unknown[start : start + 256]]
-        for start in range(0, len(unknown), 256)
-    ]
-    found = workers.map(_patients, chunks)
-    patients = dict(zip(unknown, (name for names in found for name in names), strict=True))
-    for film in inputs.films:
-        patients[film] = inputs.rows.get(film, empty).patient or patients[film]
-        patients[film] = patients[film] or unknown_patient(film)
-    official: dict[str, str] = {}  # patient -> split, for films that no table names too
-    for film, row in inputs.rows.items():
-        if row.split and film in patients:
-            if official.setdefault(patients[film], row.split) != row.split:
-                raise DataError(f"{inputs.root}: a patient has films in two of the given splits")
-    jobs, nothing = [], Report(findings="", impression="")
-    for film in inputs.films:
-        row, patient = inputs.rows.get(film, empty), patients[film]
-        jobs.append(
-            Job(
-                film=film,
-                path=inputs.root / film,
-                mask=inputs.masks.get(film),
-                row=row,
-                report=inputs.reports.get(row.study, nothing) if row.study else nothing,
-                patient=patient,
-                split=official.get(patient) or splits.split_of(patient),
-            )
-        )
-    return jobs
-
-
-def _patients(paths: list[Path], sandbox: Sandbox) -> list[str]:
-    """Read the patients of many files at once; one by one where one of them stops the others."""
-    try:
-        return sandbox.call(patients_of, paths)
-    except FilmError:
-        if len(paths) == 1:
-            return [""]
-        return [name for path in paths for name in _patients([path], sandbox)]
 
 
 def _inputs_digest(inputs: Inputs, digests: dict[str, str]) -> str:

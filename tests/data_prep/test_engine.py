@@ -14,6 +14,7 @@ from PIL import Image
 from data_prep import build, parts, sandbox
 from data_prep.films import Settings, patients_of
 from data_prep.inputs import scan
+from data_prep.jobs import jobs_of
 from tests.conftest import ROOT
 from xmae_jax.data.film import FilmError
 
@@ -104,7 +105,7 @@ def test_a_part_is_made_again_if_it_or_its_inputs_changed(many, tmp_path, spoil)
 
     def times():
         with parts.Workers(1) as workers:
-            made = build._plan(work, build._jobs(inputs, workers))
+            made = build._plan(work, jobs_of(inputs, workers))
             build._locally(workers)(made, build._recipe(options))
         return {part.name: part.path.stat().st_mtime_ns for part in made}, made
 

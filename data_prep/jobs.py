@@ -1,0 +1,76 @@
+"""The films of an archive, each with what its tables and its header say, as jobs to be done."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep import splits
+from data_prep.films import Job, patients_of, unknown_patient
+from data_prep.inputs import Inputs, Row
+from data_prep.parts import Workers
+from data_prep.sandbox import Sandbox
+from xmae_jax.data.film import FilmError
+from xmae_jax.data.manifest import DataError
+from xmae_jax.data.records import Report
+
+
+def licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:
+    """Leave out films, and masks, that are not of these licences; None takes all."""
+    if licences is None:
+        return inputs
+    rows, empty = inputs.rows, Row()
+    films = [film for film in inputs.films if rows.get(film, empty).licence in licences]
+    masks = {
+        film: mask
+        for film, mask in inputs.masks.items()
+        if rows.get(film, empty).mask_licence in licences
+    }
+    others = dict.fromkeys(set(inputs.films) - set(films), "licence not among those asked for")
+    return dataclasses.replace(
+        inputs, films=tuple(films), masks=masks, refused={**inputs.refused, **others}
+    )
+
+
+def jobs_of(inputs: Inputs, workers: Workers) -> list[Job]:
+    """Join each film with its tables; a patient known to DICOM only is read from the header."""
+    empty = Row()
+    unknown = [film for film in inputs.films if not inputs.rows.get(film, empty).patient]
+    chunks = [
+        [inputs.root / film for film in unknown[start : start + 256]]
+        for start in range(0, len(unknown), 256)
+    ]
+    found = workers.map(_patients, chunks)
+    patients = dict(zip(unknown, (name for names in found for name in names), strict=True))
+    for film in inputs.films:
+        patients[film] = inputs.rows.get(film, empty).patient or patients[film]
+        patients[film] = patients[film] or unknown_patient(film)
+    official: dict[str, str] = {}  # patient -> split, for films that no table names too
+    for film, row in inputs.rows.items():
+        if row.split and film in patients:
+            if official.setdefault(patients[film], row.split) != row.split:
+                raise DataError(f"{inputs.root}: a patient has films in two of the given splits")
+    jobs, nothing = [], Report(findings="", impression="")
+    for film in inputs.films:
+        row, patient = inputs.rows.get(film, empty), patients[film]
+        jobs.append(
+            Job(
+                film=film,
+                path=inputs.root / film,
+                mask=inputs.masks.get(film),
+                row=row,
+                report=inputs.reports.get(row.study, nothing) if row.study else nothing,
+                patient=patient,
+                split=official.get(patient) or splits.split_of(patient),
+            )
+        )
+    return jobs
+
+
+def _patients(paths: list[Path], sandbox: Sandbox) -> list[str]:
+    """Read the patients of many files at once; one by one where one of them stops the others."""
+    try:
+        return sandbox.call(patients_of, paths)
+    except FilmError:
+        if len(paths) == 1:
+            return [""]
+        return [name for path in paths for name in _patients([path], sandbox)]
