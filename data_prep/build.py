@@ -49,7 +49,7 @@ from data_prep.duplicates import check_keys
 from data_prep.films import Job, Settings
 from data_prep.finish import REJECTED, Policy, finish
 from data_prep.inputs import Inputs, digest_of, sha256_of
-from data_prep.jobs import jobs_of, licensed
+from data_prep.jobs import jobs_of, licensed, notes_of
 from data_prep.parts import Part, Recipe, Workers, build_part, digest_job, plan_parts
 from xmae_jax.data.index import INDEX, Index, read_index
 from xmae_jax.data.manifest import (
@@ -90,14 +90,12 @@ def build(options: argparse.Namespace) -> str:
     started = time.monotonic()
     try:
         key = splits.load_key(options.key)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    except (ValueError, IsADirectoryError) as error:
+        raise UsageError(f"--key {options.key}: {error}") from None
     inputs = ADAPTERS[options.adapter](
         options.input, masks=options.masks, labels=options.labels, reports=options.reports
     )
     inputs = licensed(inputs, options.licences)
-    for note in inputs.notes:
-        print(f"note: {note}")
     if not inputs.films:
         raise DataError(f"{options.input}: no files that may be read")
     policy = Policy(
@@ -120,6 +118,9 @@ def build(options: argparse.Namespace) -> str:
     threading.Thread(target=importlib.import_module, args=("tensorflow_datasets",)).start()
     with Workers(options.workers) as workers:
         jobs = jobs_of(inputs, workers)
+        notes = notes_of(jobs, inputs)
+        for note in notes:
+            print(f"note: {note}")
         if options.output.exists() and any(options.output.iterdir()):
             _compare(options, arguments, workers.map(lambda job, _: digest_job(job), jobs), inputs)
             _clear(options.output)
@@ -134,7 +135,7 @@ def build(options: argparse.Namespace) -> str:
                     "size": options.size,
                     "fit": options.fit,
                     "codec": options.codec,
-                    "notes": list(inputs.notes),
+                    "notes": notes,
                     "generator": _generator(options.input),
                     "versions": dict(recipe.versions),
                     "arguments": arguments,
@@ -186,6 +187,9 @@ def _plan(work: Path, jobs: Sequence[Job]) -> list[Part]:
     for path in folder.iterdir():
         if path not in planned:
             path.unlink()
+    there = sum(part.notes.exists() for part in parts)
+    if there:
+        print(f"going on: {there} of {len(parts)} shards are there")
     return parts
 
 
@@ -253,7 +257,10 @@ def _compare(
     for name, value in arguments.items():
         there = manifest.get("arguments", {}).get(name)
         if there != value:
-            raise UsageError(f"{options.output} was built with {name}={there!r}, not {value!r}")
+            raise UsageError(
+                f"{options.output} was built with {name}={there!r}, not {value!r}: choose another"
+                " --output, or remove this one"
+            )
     if _inputs_digest(inputs, dict(zip(inputs.films, digests, strict=True))) != manifest["inputs"]:
         raise UsageError(f"{options.output} was built from other inputs: choose another --output")
     check(options.output, manifest)
@@ -333,7 +340,7 @@ def _summary(manifest: dict[str, Any], inputs: Inputs, seconds: float) -> str:
         line += f", {told} pairs across splits (see duplicates.csv; --duplicates=drop)"
     empty = [name for name in ("train", "val", "test") if not counts["splits"].get(name)]
     if empty:
-        line += f", no patient fell into {' and '.join(empty)}: few patients"
+        line += f", no film in {' or '.join(empty)}"
     return f"{line}, {seconds:.1f} s"
 
 

@@ -25,10 +25,35 @@ def licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:
         for film, mask in inputs.masks.items()
         if rows.get(film, empty).mask_licence in licences
     }
+    if not films:
+        there = sorted({row.licence for row in rows.values()} - {""}) or ["none"]
+        raise DataError(f"{inputs.root}: no film of such a licence; there are: {'; '.join(there)}")
     others = dict.fromkeys(set(inputs.films) - set(films), "licence not among those asked for")
+    left = len(inputs.masks.keys() & set(films)) - len(masks.keys() & set(films))
+    note = f"{left:,} masks left out, whose licence is not among those asked for"
     return dataclasses.replace(
-        inputs, films=tuple(films), masks=masks, refused={**inputs.refused, **others}
+        inputs,
+        films=tuple(films),
+        masks=masks,
+        refused={**inputs.refused, **others},
+        notes=inputs.notes + (note,) * bool(left),
     )
+
+
+def notes_of(jobs: Sequence[Job], inputs: Inputs) -> list[str]:
+    """Say what whoever builds should know of patients and reports."""
+    notes = list(inputs.notes)
+    alone = sum(job.patient == unknown_patient(job.film) for job in jobs)
+    if alone:
+        notes.append(
+            f"of {alone:,} of {len(jobs):,} films no patient is known (a column patient_id, a"
+            " header or an adapter would tell): each passes for a patient of its own, so films of"
+            " one patient may stand in two splits"
+        )
+    if inputs.reports:
+        with_text = sum(job.row.study in inputs.reports for job in jobs if job.row.study)
+        notes.append(f"{with_text:,} films have one of the {len(inputs.reports):,} reports")
+    return notes
 
 
 def jobs_of(inputs: Inputs, workers: Workers) -> list[Job]:

@@ -112,7 +112,7 @@ def write_report(directory: Path, manifest: Mapping[str, Any], *, films: Films) 
         near=NEAR,
         made=numbers.made(manifest),
         splits=numbers.splits(entries),
-        remarks=numbers.remarks(entries, counts),
+        remarks=numbers.remarks(entries, counts) + list(manifest.get("notes", ())),
         bars=numbers.all_bars(entries),
         histograms=numbers.histograms(entries, measures),
         findings=numbers.findings(counts),

@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from xmae_jax import config as config_lib
 from xmae_jax import hosts
 from xmae_jax.config import ConfigError
+from xmae_jax.data.leaks import Leaked
 from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
 from xmae_jax.lock import Locked
@@ -204,7 +205,7 @@ def main(argv: list[str]) -> int:
             place = Path(error.filename or FLAGS.workdir or "runs").absolute()
             there = next(path for path in (place, *place.parents) if path.exists())
             text += f" ({shutil.disk_usage(there).free:,} bytes are free there)"
-        if isinstance(error, DataError):
+        if isinstance(error, DataError) and not isinstance(error, Leaked):
             text += (
                 "\n`python -m data_prep.verify --data SHARDS` reads every byte;"
                 " --config.data.bad_records=skip leaves damaged records out"

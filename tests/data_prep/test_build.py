@@ -495,3 +495,12 @@ def test_films_and_masks_of_other_licences_are_left_out(archive, tmp_path):
     assert run(archive, tmp_path / "two", "--licences", "A, all", "C") == 0
     films = [film for of in everything(tmp_path / "two").values() for film in of]
     assert sum(film["lung_mask"] is not None for film in films) == 1
+
+
+def test_films_of_unknown_patients_and_reports_are_told(archive, tmp_path, capsys):
+    table(archive / "labels.csv", ("image", "PatientID"), ("images/site0/ZZPHI_00.png", "p"))
+    assert run(archive, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "of 26 of 26 films no patient is known (a column patient_id" in told
+    assert "0 films have one of the 1 reports" in told
+    assert "no patient is known" in (tmp_path / "out/report.html").read_text()

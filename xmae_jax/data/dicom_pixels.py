@@ -197,6 +197,7 @@ def _jpeg12(frame: bytes, stream: Codestream) -> Integer[np.ndarray, "h w"]:
         raise FilmError("DICOM: 12-bit JPEG needs a decoder that is not installed") from None
     if b"\xff\xd9" not in frame[-64:]:
         raise FilmError("DICOM: JPEG is truncated")
+    gdcm.Trace.ErrorOff()  # of lines about any film of 12 bits
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(frame)
     fragments = gdcm.SequenceOfFragments.New()

@@ -4,8 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xmae_jax.data.index import Index, near_pairs
+from xmae_jax.data.manifest import DataError
 
 _TOLD = 3  # of each kind, by id; of more the number is told
+
+
+class Leaked(DataError):
+    """Films or patients on both sides; main exits 65."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from xmae_jax.config import Config, ConfigError, PlanConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.index import read_index
-from xmae_jax.data.manifest import DataError
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
 from xmae_jax.evaluators.reconstruction import Reconstruction
@@ -193,7 +192,7 @@ def _open(config: Config, key: str) -> list[Records]:
 
 
 def _leaks(config: Config) -> dict[str, int]:
-    """Count what stands in training and in any other split; DataError unless that is allowed."""
+    """Count what stands in training and in any other split; Leaked unless that is allowed."""
     indices = [read_index(path) for path in config.data.paths]
     train = [index[config.data.split] for index in indices]
     held_out = [of for index in indices for name, of in index.items() if name != config.data.split]
@@ -204,8 +203,9 @@ def _leaks(config: Config) -> dict[str, int]:
         problems.append(leaks.describe(found))
         counts |= Counter(leak.kind for leak in found)
     if problems and config.data.leaks == "refuse":
-        problems.append("build one with --exclude of the other, or --config.data.leaks=allow")
-        raise DataError("\n".join(problems))
+        way = "build one with --exclude of the other" if len(indices) > 1 else "--duplicates=drop"
+        problems.append(f"{way}, or --config.data.leaks=allow (docs/data.md)")
+        raise leaks.Leaked("\n".join(problems))
     if problems:
         print("\n".join(problems))
     return counts
