@@ -308,15 +308,15 @@ def test_killed_run_leaves_no_worker_and_the_next_one_is_whole(archive, tmp_path
     process.kill()
     process.wait()
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _alive(process.pid):
+    while time.monotonic() < deadline and alive(process.pid):
         time.sleep(0.1)
-    assert not _alive(process.pid) and not output.exists()
+    assert not alive(process.pid) and not output.exists()
     subprocess.run([*command, "--workers", "2"], check=True)
     subprocess.run([*command[:-1], tmp_path / "whole", "--workers", "1"], check=True)
     assert contents(output) == contents(tmp_path / "whole")
 
 
-def _alive(session):
+def alive(session):
     try:
         os.killpg(session, 0)
     except ProcessLookupError:

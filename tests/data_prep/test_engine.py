@@ -16,11 +16,8 @@ from data_prep.films import Settings, patients_of
 from data_prep.inputs import scan
 from data_prep.jobs import jobs_of
 from tests.conftest import ROOT
+from tests.data_prep.test_build import alive, contents
 from xmae_jax.data.film import FilmError
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +53,9 @@ def killed(arguments, work, *, finished):
     process.send_signal(signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 10
-    while _alive(process.pid):  # no child outlives it
+    while alive(process.pid):  # no child outlives it
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def _alive(session):
-    try:
-        os.killpg(session, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(
