@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Batch = Mapping[str, jax.Array]
 """Name -> array, first axis b; always `mask` [b] (1 real row, 0 padding) and `id` int32 [b 2]."""
@@ -41,6 +41,10 @@ class Features(NamedTuple):
     ids: Int[Array, "b k"]
     """Which patches of the grid (row-major) they are."""
     grid: tuple[int, int]
+    layers: tuple[tuple[Float[Array, "b d"], Float[Array, "b k d"]], ...] = ()
+    """(cls, patches) of the last blocks that were asked for, each after the final norm."""
+    valid: Bool[Array, "b k"] | None = None
+    """Which patches are film and not padding; None is all of them."""
 
 
 class Prepared(NamedTuple):

@@ -135,10 +135,15 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, compute=compute, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b n d"], *context: Float[Array, "b m d"]
+        self,
+        x: Float[Array, "b n d"],
+        *context: Float[Array, "b m d"],
+        keep: Float[Array, "b 2"] | None = None,
     ) -> Float[Array, "b n d"]:
-        x = x + self.attention(self.norm1(x), *context)
-        return x + self.mlp(self.norm2(x))
+        """Run the block; `keep` multiplies what attention and MLP add to each row."""
+        first, second = (1.0, 1.0) if keep is None else keep.T[:, :, None, None].astype(x.dtype)
+        x = x + first * self.attention(self.norm1(x), *context)
+        return x + second * self.mlp(self.norm2(x))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -152,22 +157,38 @@ def scan(
     x: Float[Array, "b n d"],
     *context: Float[Array, "b m d"],
     remat: Remat,
-) -> Float[Array, "b n d"]:
-    """Run a stack of blocks one after the other; compiled once, whatever the depth.
+    last: int = 1,
+    keep: Float[Array, "l b 2"] | None = None,
+) -> Float[Array, "s b n d"]:
+    """Run a stack of blocks one after the other; return what the `last` s of them gave.
 
-    The residual stream is split over rows between blocks: left to itself, the compiler replicates
-    it on large meshes.
+    Compiled once for the blocks before those and once for them, whatever the depth. `keep`
+    multiplies what each block's two branches add to each row (stochastic depth). The residual
+    stream is split over rows between blocks: left to itself, the compiler replicates it on large
+    meshes.
     """
     graph, stacked = nnx.split(blocks)
 
-    def body(x, params):
+    def body(x, block):
+        params, kept = block
         x = constrain(x, "rows", None, None)
-        return nnx.merge(graph, params)(x, *context), None
+        return nnx.merge(graph, params)(x, *context, keep=kept), None
 
     if remat != "none":
         policies = jax.checkpoint_policies
-        keep = policies.save_from_both_policies(
+        saved = policies.save_from_both_policies(
             policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
         )
-        body = jax.checkpoint(body, policy=keep if remat == "dots" else None, prevent_cse=False)
-    return constrain(jax.lax.scan(body, x, stacked)[0], "rows", None, None)
+        body = jax.checkpoint(body, policy=saved if remat == "dots" else None, prevent_cse=False)
+
+    def gather(x, block):
+        return (x := constrain(body(x, block)[0], "rows", None, None)), x
+
+    if last == 1:
+        return constrain(jax.lax.scan(body, x, (stacked, keep))[0], "rows", None, None)[None]
+    depth = len(jax.tree.leaves(stacked)[0])
+    first, rest = (
+        jax.tree.map(lambda leaf, part=part: leaf[part], (stacked, keep))
+        for part in (slice(depth - last), slice(depth - last, None))
+    )
+    return jax.lax.scan(gather, jax.lax.scan(body, x, first)[0], rest)[1]

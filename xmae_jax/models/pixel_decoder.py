@@ -88,10 +88,10 @@ class PixelDecoder(nnx.Module):
             seen = jnp.take_along_axis(seen, order[:, :, None], axis=1)  # b n d
             x = jnp.where(hidden[:, :, None], self.mask_token[...].astype(dtype), seen)
             x = jnp.concatenate([cls, x + place[None]], axis=1)  # b n+1 d
-            x = scan(self.blocks, x, remat=remat)[:, 1:]  # b n d
+            x = scan(self.blocks, x, remat=remat)[-1, :, 1:]  # b n d
             x = jnp.take_along_axis(x, ids[:, :, None], axis=1)  # b q d
         else:
             context = jnp.concatenate([cls, seen + place[features.ids]], axis=1)  # b k+1 d
             x = self.mask_token[...].astype(dtype) + place[ids]  # b q d
-            x = scan(self.blocks, x, context, remat=remat)
+            x = scan(self.blocks, x, context, remat=remat)[-1]
         return self.pixels(self.norm(x)).astype(jnp.float32)

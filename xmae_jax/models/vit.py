@@ -109,16 +109,30 @@ class Encoder(nnx.Module):
         )
         self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "b h w 1"], keep_ids: Int[Array, "b k"]) -> Features:
-        """Encode the patches in `keep_ids`; pixels are in [-1, 1]."""
+    def __call__(
+        self,
+        image: Float[Array, "b h w 1"],
+        keep_ids: Int[Array, "b k"] | None = None,
+        *,
+        last: int = 1,
+        keep: Float[Array, "l b 2"] | None = None,
+    ) -> Features:
+        """Encode the patches in `keep_ids`, or all; pixels are in [-1, 1].
+
+        `layers` has what the `last` blocks gave; `keep` is of stochastic depth, see `layers.scan`.
+        """
         c, dtype = self.config, self.compute.dtype
         b, h, w, _ = image.shape
         grid = (h // c.patch_size, w // c.patch_size)
         patches = patchify(image, c.patch_size)  # b n pp
+        if keep_ids is None:
+            keep_ids = jnp.broadcast_to(jnp.arange(patches.shape[1])[None], patches.shape[:2])
         visible = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)  # b k pp
         table = jnp.asarray(sincos_2d(grid, c.width, base_grid=c.base_grid))  # n d
         x = self.patch_embed(visible.astype(dtype)) + table[keep_ids].astype(dtype)
         cls = jnp.broadcast_to(self.cls[...].astype(dtype), (b, 1, c.width))
         x = jnp.concatenate([cls, x], axis=1)  # b k+1 d
-        x = self.norm(scan(self.blocks, x, remat=self.compute.remat))
-        return Features(cls=x[:, 0], patches=x[:, 1:], ids=keep_ids, grid=grid)
+        x = scan(self.blocks, x, remat=self.compute.remat, last=last, keep=keep)
+        x = self.norm(x)  # s b k+1 d
+        layers = tuple((one[:, 0], one[:, 1:]) for one in x)
+        return Features(*layers[-1], ids=keep_ids, grid=grid, layers=layers)
