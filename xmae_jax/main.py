@@ -29,7 +29,7 @@ from xmae_jax.data.leaks import Leaked
 from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
 from xmae_jax.lock import Locked
-from xmae_jax.tasks import plan, rollback, train, verify
+from xmae_jax.tasks import export, plan, rollback, train, verify
 from xmae_jax.train import Preempted
 
 EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
@@ -46,9 +46,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "task",
     "train",
-    ["train", "plan", "verify", "rollback"],
-    "train: train, or go on. plan: what the config needs on given chips. verify: check every"
-    " checkpoint. rollback: go back to --step.",
+    ["train", "plan", "export", "verify", "rollback"],
+    "train: train, or go on. plan: what the config needs on given chips. export: write the model"
+    " for other code. verify: check every checkpoint. rollback: go back to --step.",
 )
 flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 flags.DEFINE_bool(
@@ -117,7 +117,7 @@ def _define_config(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> None:
     """Read the command line; every error in it is a ConfigError."""
-    if _flag(argv[1:], "task") in (None, "train", "plan"):
+    if _flag(argv[1:], "task") in (None, "train", "plan", "export"):
         _define_config(argv[1:])
     try:
         rest = FLAGS(argv)
@@ -141,7 +141,7 @@ def _run() -> None:
     """Run the task."""
     if FLAGS.distributed and FLAGS.task != "train":
         raise ConfigError(f"--task={FLAGS.task} takes one process: leave out --distributed")
-    if FLAGS.task in ("train", "plan"):
+    if FLAGS.task in ("train", "plan", "export"):
         try:
             given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
         except Exception as error:
@@ -149,6 +149,9 @@ def _run() -> None:
         config = config_lib.resolve(given)
         if FLAGS.task == "plan":
             plan.run(config)
+            return
+        if FLAGS.task == "export":
+            export.run(config, _workdir())
             return
         if FLAGS.distributed:
             _join(config)
@@ -159,15 +162,20 @@ def _run() -> None:
             allow_fresh=FLAGS.allow_fresh,
         )
         return
+    if FLAGS.task == "verify":
+        verify.run(_workdir())
+    else:
+        rollback.run(_workdir(), FLAGS.step)
+
+
+def _workdir() -> Path:
+    """Return the run directory that a task reads."""
     if not FLAGS.workdir:
         raise ConfigError(f"--task={FLAGS.task} needs --workdir of a run")
     workdir = Path(FLAGS.workdir).absolute()
     if not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir}: not there")
-    if FLAGS.task == "verify":
-        verify.run(workdir)
-    else:
-        rollback.run(workdir, FLAGS.step)
+    return workdir
 
 
 def _join(config: config_lib.Config) -> None:

@@ -11,7 +11,8 @@ checkpoints need.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -64,16 +65,22 @@ class NotConvertible(Exception):
     """An operation that has no counterpart here; the message names it."""
 
 
-def to_onnx(
-    fn: Callable[..., dict[str, jax.Array]], inputs: dict[str, tuple[int, ...]], *, name: str
-) -> onnx.ModelProto:
-    """Convert `fn(**inputs)`, of float32 arrays [b, *shape] that `inputs` names, to a model.
+Inputs = Mapping[str, tuple[tuple[int, ...], Any]]
 
-    The outputs are named as in the dict that it returns; every axis that is b there is dynamic.
-    Raises NotConvertible.
+
+def to_onnx(
+    fn: Callable[..., dict[str, jax.Array]], inputs: Inputs, *, name: str
+) -> onnx.ModelProto:
+    """Convert `fn(**inputs)` to a model.
+
+    inputs: name -> (shape, dtype) of arrays [b, *shape]; one that nothing comes of is left out of
+    the model. The outputs are named as in the dict that `fn` returns; every axis that is b there is
+    dynamic. Raises NotConvertible.
     """
     (rows,) = export.symbolic_shape("b")
-    specs = {key: jax.ShapeDtypeStruct((rows, *shape), np.float32) for key, shape in inputs.items()}
+    specs = {
+        key: jax.ShapeDtypeStruct((rows, *shape), dtype) for key, (shape, dtype) in inputs.items()
+    }
     names, shapes = list(specs), list(specs.values())
     told: list[str] = []
 
@@ -89,19 +96,24 @@ def to_onnx(
     for key, value, aval in zip(told, found, closed.out_avals, strict=True):
         graph.node("Identity", [value], output=key)
         outputs.append(_info(key, aval))
-    made = helper.make_graph(
-        graph.nodes,
-        name,
-        [_info(key, spec) for key, spec in specs.items()],
-        outputs,
-        graph.constants,
-    )
+    read = {name for node in graph.nodes for name in node.input}
+    used = [_info(key, spec) for key, spec in specs.items() if key in read]
+    made = helper.make_graph(graph.nodes, name, used, outputs, graph.constants)
     return helper.make_model(
         made,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="xmae_jax",
     )
+
+
+def save(model: onnx.ModelProto, path: Path, about: Mapping[str, str]) -> None:
+    """Check a model and write it, with `about` as its metadata."""
+    helper.set_model_props(model, dict(about))
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    large = size >= EXTERNAL
+    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
+    onnx.checker.check_model(path, full_check=True)  # of the file: it knows of the one beside
 
 
 def _info(name: str, aval: Any) -> onnx.ValueInfoProto:
