@@ -19,7 +19,6 @@ class Card:
 
     name: str
     format: str
-    public: bool
     findings: tuple[str, ...]
     image_size: int
     model: list[tuple[str, str]]
@@ -65,7 +64,7 @@ tags:
 
 def _about(card: Card) -> str:
     what = "findings on" if card.findings else "features of"
-    private = "" if card.public else "\n\n**Not for the public.** See Terms."
+    private = "\n\n**Not for the public.** See Terms." if card.origin.refusals() else ""
     found = f"\n\nFindings, in the order of the logits: {', '.join(card.findings)}."
     return f"""# {card.name}
 
@@ -152,7 +151,10 @@ def _findings(metrics: dict[str, Any]) -> str:
         mean = f"mean of {macro.get('findings', len(rows))} findings"
         rows.append((mean, "", "", *(_score(macro, name) for name in names)))
     head = ("finding", "with", "without", "AUROC (95 % interval)", "average precision")
-    told = f"{metrics.get('films', 0):,} films of {metrics.get('patients', 0):,} patients."
+    told = (
+        f"{metrics.get('films', 0):,} films of {metrics.get('patients', 0):,} patients, split"
+        f" {metrics.get('split')!r}. Intervals are by patients."
+    )
     return f"{told}\n\n{_table(head, rows)}"
 
 

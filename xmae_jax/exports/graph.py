@@ -22,8 +22,12 @@ from jax import export
 from onnx import helper, numpy_helper
 
 OPSET = 18  # of 2022: ReduceMax takes its axes as an input from here on
-IR_VERSION = 9  # the oldest that has this opset's types; runtimes refuse what is newer than they are
-EXTERNAL = 1 << 30  # bytes of constants from which they lie in a file beside: protobuf ends at 2 GiB
+IR_VERSION = (
+    9  # the oldest that has this opset's types; runtimes refuse what is newer than they are
+)
+EXTERNAL = (
+    1 << 30
+)  # bytes of constants from which they lie in a file beside: protobuf ends at 2 GiB
 _END = np.iinfo(np.int64).max
 _SAME = {
     "abs": "Abs",
@@ -96,15 +100,28 @@ def to_onnx(
     for key, value, aval in zip(told, found, closed.out_avals, strict=True):
         graph.node("Identity", [value], output=key)
         outputs.append(_info(key, aval))
-    read = {name for node in graph.nodes for name in node.input}
+    nodes, read = _needed(graph.nodes, told)
     used = [_info(key, spec) for key, spec in specs.items() if key in read]
-    made = helper.make_graph(graph.nodes, name, used, outputs, graph.constants)
+    constants = [tensor for tensor in graph.constants if tensor.name in read]
+    made = helper.make_graph(nodes, name, used, outputs, constants)
     return helper.make_model(
         made,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="xmae_jax",
     )
+
+
+def _needed(
+    nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """Leave out nodes that no output comes of; return the others and what they read."""
+    read, kept = set(outputs), []
+    for node in reversed(nodes):
+        if read.intersection(node.output):
+            kept.append(node)
+            read.update(node.input)
+    return kept[::-1], read
 
 
 def save(model: onnx.ModelProto, path: Path, about: Mapping[str, str]) -> None:

@@ -68,7 +68,7 @@ def write_folder(folder: Path, parts: Parts, about: dict[str, str]) -> tuple[str
 def _choose(parts: Parts) -> tuple[str, dict[str, Any], Arrays, Arrays]:
     """Return class, config, arrays by its names, and our parameters that it has no place for."""
     e, config = parts.encoder, _common(parts)
-    if getattr(e,"registers",0):
+    if getattr(e, "registers", 0):
         return _dinov2(parts, config)
     if parts.decoder is not None and parts.decoder.kind == "self":
         d = parts.decoder
@@ -138,7 +138,7 @@ def _common(parts: Parts) -> dict[str, Any]:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": getattr(e,"norm_eps",1e-6),
+        "layer_norm_eps": getattr(e, "norm_eps", 1e-6),
         "qkv_bias": True,
         "image_size": parts.image_size,
         "patch_size": e.patch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,12 @@ def positions(
 
 
 def with_positions(
-    arrays: Arrays, table: str, *, encoder: EncoderConfig, grid: tuple[int, int], decoder: int | None
+    arrays: Arrays,
+    table: str,
+    *,
+    encoder: EncoderConfig,
+    grid: tuple[int, int],
+    decoder: int | None,
 ) -> Arrays:
     """Add the fixed tables that other code keeps among its parameters; `decoder`: its width."""
     keys = POSITIONS[table]
@@ -80,3 +86,10 @@ def write(path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], about: dict[
     """Write a safetensors file; "format": "pt" is what other readers ask for."""
     plain = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     save_file(plain, path, metadata={"format": "pt", **about})
+    path.chmod(0o666 & ~_umask())  # the library's files are the owner's alone
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

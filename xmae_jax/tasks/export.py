@@ -48,7 +48,6 @@ def run(config: Config, workdir: Path) -> None:
         told = card.Card(
             name=name,
             format=wanted.format,
-            public=wanted.public,
             findings=tuple(getattr(loaded.objective, "findings", ())),
             image_size=loaded.config.image_size,
             model=_model(loaded),
@@ -126,9 +125,13 @@ def _safetensors(folder: Path, loaded: LoadedRun, name: str, about: About) -> tu
     of_head = {key: array for key, array in left.items() if key.startswith("head/")}
     rest = {key: array for key, array in left.items() if key not in of_head}
     weights.write(
-        folder / f"{name}.safetensors", {**arrays, **weights.head(of_head), **weights.ours(rest)}, about
+        folder / f"{name}.safetensors",
+        {**arrays, **weights.head(of_head), **weights.ours(rest)},
+        about,
     )
-    notes = [f"parameters without a name in timm keep ours: {', '.join(sorted(rest))}"] if rest else []
+    notes = (
+        [f"parameters without a name in timm keep ours: {', '.join(sorted(rest))}"] if rest else []
+    )
     use = f"""```python
 from safetensors.numpy import load_file
 

@@ -55,7 +55,9 @@ def write_onnx(
     feed, lines = '{"pixel_values": films}', []
     if with_valid:
         feed = '{"pixel_values": films, "valid": valid}'
-        lines = [f"valid = np.ones((1, {gh * gw}), bool)  # False: patches of padding, row by row\n"]
+        lines = [
+            f"valid = np.ones((1, {gh * gw}), bool)  # False: patches of padding, row by row\n"
+        ]
     use = f"""```python
 import numpy as np
 import onnxruntime
