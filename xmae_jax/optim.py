@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from xmae_jax.typing import Params, leaf_path
 
 EPSILON = 1e-8
-NO_DECAY = re.compile(r".*(^|/)(bias|scale)")
-"""Biases and norms do not decay; tokens do, as with He et al. (arXiv 2111.06377, appendix A)."""
+NO_DECAY = re.compile(r".*(^|/)(bias|scale|gamma[12])")
+"""Biases, norms and layer scales do not decay; tokens and positions do, as with He et al. (arXiv
+2111.06377, appendix A) and Oquab et al. (DINOv2, arXiv 2304.07193)."""
 
 
 @dataclasses.dataclass(frozen=True)
