@@ -24,6 +24,7 @@ from xmae_jax.models.layers import (
     linear,
     scan,
     stack,
+    torch_linear,
 )
 from xmae_jax.models.position import Resample, resample, sincos_2d
 from xmae_jax.typing import Features
@@ -82,20 +83,6 @@ def unpatchify(
     return x.reshape(-1, gh * p, gw * p, 1)
 
 
-def _torch_linear(
-    inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.LinearGeneral:
-    """Make a linear map with PyTorch's default convolution init: uniform in +-1/sqrt(fan in)."""
-    bound = inputs**-0.5
-
-    def uniform(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nnx.LinearGeneral(
-        inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
-    )
-
-
 class ConvStem(nnx.Module):
     """The released code's patch embedding: convolutions 16, 4 and 1 with ReLU between them.
 
@@ -104,8 +91,8 @@ class ConvStem(nnx.Module):
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv16 = _torch_linear(16 * 16, width, dtype=dtype, rngs=rngs)
-        self.conv4 = _torch_linear(4 * 4 * width, width, dtype=dtype, rngs=rngs)
+        self.conv16 = torch_linear(16 * 16, width, dtype=dtype, rngs=rngs)
+        self.conv4 = torch_linear(4 * 4 * width, width, dtype=dtype, rngs=rngs)
         self.conv1 = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, patches: Float[Array, "b k pp"]) -> Float[Array, "b k d"]:
