@@ -1,8 +1,9 @@
 """Transformer parts: pre-norm block, attention, MLP, and a scanned stack of blocks.
 
 The block of Dosovitskiy et al., An Image Is Worth 16x16 Words (arXiv 2010.11929, section 3.1), with
-exact GELU; on request that of Oquab et al., DINOv2 (arXiv 2304.07193): layer scale and SwiGLU. Linear kernels are Xavier-uniform and biases zero, as in He et
-al. (arXiv 2111.06377); the three matrices of qkv count as one for that.
+exact GELU; on request that of Oquab et al., DINOv2 (arXiv 2304.07193): layer scale and SwiGLU.
+Linear kernels are Xavier-uniform and biases zero, as in He et al. (arXiv 2111.06377); the three
+matrices of qkv count as one for that.
 """
 
 from __future__ import annotations

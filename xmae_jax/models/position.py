@@ -1,9 +1,9 @@
 """Positions of patches: a fixed two-dimensional sine-cosine table, and learned ones.
 
-The fixed table of He et al., Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377, section
-3): the first half of the channels encodes the column, the second half the row; in each half sines
-come before cosines. Differs from the reference in its unit: the index is scaled by
-base_grid / grid, so that a grid of another resolution spans the same range of positions and
+The fixed table is that of He et al., Masked Autoencoders Are Scalable Vision Learners (arXiv
+2111.06377, section 3): the first half of the channels encodes the column, the second half the row;
+in each half sines come before cosines. Differs from the reference in its unit: the index is scaled
+by base_grid / grid, so that a grid of another resolution spans the same range of positions and
 weights move along a chain of resolutions unchanged. Where grid = base_grid the tables are equal.
 Learned tables are resampled by a cubic filter, as the models do that they come from.
 """
