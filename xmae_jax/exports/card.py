@@ -76,8 +76,9 @@ no diagnosis. It is meant for research: to be compared, taken apart and trained 
 {_table(("what", "value"), card.model)}{found if card.findings else ""}
 
 **Input.** One channel, {card.image_size} x {card.image_size} pixels, bone white on black; grey
-level g of 0 to 255 becomes g / 127.5 - 1. A film that is not square is centred on black. Whoever feeds it other films (of
-children, of other views or devices than those below, of photographs) has no scores to go by.
+level g of 0 to 255 becomes g / 127.5 - 1. A film that is not square is centred on black. For films
+of another kind than those below (of children, other views or devices, photographs) there are no
+scores to go by.
 
 {card.use}"""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from xmae_jax.exports import weights
 from xmae_jax.exports.weights import Arrays
+from xmae_jax.models.names import POSITIONS
 from xmae_jax.models.pixel_decoder import DecoderConfig
 from xmae_jax.models.vit import EncoderConfig
 
@@ -47,12 +48,15 @@ class NoSuchClass(Exception):
 def write_folder(folder: Path, parts: Parts, about: dict[str, str]) -> tuple[str, list[str]]:
     """Write config.json, model.safetensors and preprocessor_config.json.
 
-    Returns the name of the class, and what is not in it: its parameters lie beside it, as safetensors.
-    Raises NoSuchClass.
+    Returns the name of the class, and what is not in it: its parameters lie beside it, as
+    safetensors. Raises NoSuchClass.
     """
     if parts.encoder.stem != "linear":
         raise NoSuchClass("a stem of three convolutions")
     name, config, arrays, left = _choose(parts)
+    homeless = sorted(key for key in left if key.startswith("encoder/"))
+    if homeless:
+        raise NoSuchClass(f"an encoder with {', '.join(homeless)}")
     weights.write(folder / "model.safetensors", arrays, about)
     _write(folder / "config.json", {"architectures": [name], **config, "dtype": "float32"})
     _write(folder / "preprocessor_config.json", _preprocessor(parts.image_size))
@@ -68,7 +72,7 @@ def write_folder(folder: Path, parts: Parts, about: dict[str, str]) -> tuple[str
 def _choose(parts: Parts) -> tuple[str, dict[str, Any], Arrays, Arrays]:
     """Return class, config, arrays by its names, and our parameters that it has no place for."""
     e, config = parts.encoder, _common(parts)
-    if getattr(e, "registers", 0):
+    if e.registers or e.layer_scale is not None or e.mlp != "gelu":
         return _dinov2(parts, config)
     if parts.decoder is not None and parts.decoder.kind == "self":
         d = parts.decoder
@@ -122,9 +126,9 @@ def _dinov2(parts: Parts, config: dict[str, Any]) -> tuple[str, dict[str, Any], 
 
 
 def _placed(arrays: Arrays, table: str, parts: Parts) -> Arrays:
-    decoder = None if parts.decoder is None else parts.decoder.width
+    decoder = parts.decoder.width if parts.decoder and "decoder" in POSITIONS[table] else None
     return weights.with_positions(
-        arrays, table, encoder=parts.encoder, grid=parts.grid, decoder=decoder
+        arrays, table, flat=parts.flat, encoder=parts.encoder, grid=parts.grid, decoder=decoder
     )
 
 
@@ -138,7 +142,7 @@ def _common(parts: Parts) -> dict[str, Any]:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": getattr(e, "norm_eps", 1e-6),
+        "layer_norm_eps": e.norm_eps,
         "qkv_bias": True,
         "image_size": parts.image_size,
         "patch_size": e.patch_size,

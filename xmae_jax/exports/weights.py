@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
 from safetensors.numpy import save_file
 
 from xmae_jax.models.names import POSITIONS, TABLES, to_torch
-from xmae_jax.models.position import sincos_2d
+from xmae_jax.models.position import resample, sincos_2d
 from xmae_jax.models.vit import EncoderConfig
 
 Arrays = dict[str, np.ndarray]
@@ -20,10 +19,10 @@ Arrays = dict[str, np.ndarray]
 def renamed(flat: Arrays, table: str) -> tuple[Arrays, Arrays]:
     """Split parameters (path -> array) into those that a table of names has, renamed, and the rest.
 
-    Stacked blocks are taken apart.
+    Stacked blocks are taken apart. Learned positions are in neither: see `with_positions`.
     """
     found: Arrays = {}
-    left = dict(flat)
+    left = {name: array for name, array in flat.items() if name != "encoder/positions"}
     # A gated MLP's second map has the later of two names.
     gated = any("/gate_up/" in name for name in flat)
     for name in reversed(TABLES[table]) if gated else TABLES[table]:
@@ -39,28 +38,23 @@ def renamed(flat: Arrays, table: str) -> tuple[Arrays, Arrays]:
     return found, left
 
 
-def positions(
-    encoder: EncoderConfig, grid: tuple[int, int], *, width: int
-) -> Float[np.ndarray, "1 n d"]:
-    """Make the table that is added to tokens: zeros for CLS, then the patches in rows."""
-    table = sincos_2d(grid, width, base_grid=encoder.base_grid)
-    return np.concatenate([np.zeros((1, width), np.float32), table])[None]
-
-
 def with_positions(
-    arrays: Arrays,
-    table: str,
-    *,
-    encoder: EncoderConfig,
-    grid: tuple[int, int],
+    arrays: Arrays, table: str, *, flat: Arrays, encoder: EncoderConfig, grid: tuple[int, int],
     decoder: int | None,
 ) -> Arrays:
-    """Add the fixed tables that other code keeps among its parameters; `decoder`: its width."""
-    keys = POSITIONS[table]
-    arrays = {keys["encoder"]: positions(encoder, grid, width=encoder.width), **arrays}
-    if decoder is not None and "decoder" in keys:
-        arrays[keys["decoder"]] = positions(encoder, grid, width=decoder)
-    return arrays
+    """Add the tables that are added to tokens, [1 1+n d]: zeros for CLS, then patches in rows.
+
+    flat: all parameters; decoder: its width, None if it is not asked for.
+    """
+    keys, fixed = POSITIONS[table], encoder.base_grid
+    if encoder.positions == "learned":
+        patches = resample(flat["encoder/positions"], grid, how=encoder.resample)
+    else:
+        patches = sincos_2d(grid, encoder.width, base_grid=fixed)
+    made = {keys["encoder"]: patches}
+    if decoder is not None:
+        made[keys["decoder"]] = sincos_2d(grid, decoder, base_grid=fixed)
+    return arrays | {key: np.pad(np.asarray(one), ((1, 0), (0, 0)))[None] for key, one in made.items()}
 
 
 def head(flat: Arrays) -> Arrays:
@@ -82,7 +76,7 @@ def ours(flat: Arrays) -> Arrays:
     return {name.replace("/", "."): array for name, array in flat.items()}
 
 
-def write(path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], about: dict[str, Any]) -> None:
+def write(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
     """Write a safetensors file; "format": "pt" is what other readers ask for."""
     plain = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     save_file(plain, path, metadata={"format": "pt", **about})

@@ -30,7 +30,7 @@ About = dict[str, str]
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Export the newest checkpoint of a run; ConfigError if that cannot be, or may not be public."""
+    """Export the newest checkpoint of a run; ConfigError if it cannot be, or may not be public."""
     loaded = load_run(workdir)
     wanted = config.export
     if not hasattr(loaded.objective, "encoder"):
@@ -118,6 +118,7 @@ def _safetensors(folder: Path, loaded: LoadedRun, name: str, about: About) -> tu
     arrays = weights.with_positions(
         arrays,
         table,
+        flat=parts.flat,
         encoder=parts.encoder,
         grid=parts.grid,
         decoder=parts.decoder.width if parts.decoder else None,
