@@ -110,7 +110,7 @@ class GroupReadout(nnx.Module):
     def __call__(self, h: Float[Array, "b q d"]) -> Float[Array, "b c"]:
         """Return float32 logits; places beyond the last finding are cut off."""
         out = jnp.einsum("bqd,qdf->bqf", h, self.kernel[...])
-        return out.reshape(len(h), -1)[:, : self.bias.shape[0]] + self.bias[...][None]
+        return out.reshape(h.shape[0], -1)[:, : self.bias.shape[0]] + self.bias[...][None]
 
 
 class QueryHead(nnx.Module):
@@ -160,7 +160,7 @@ class QueryHead(nnx.Module):
         c = self.config
         cls, patches = tokens(features, layers=c.layers)
         memory = jax.nn.relu(self.memory(patches))  # b k d
-        t = jnp.broadcast_to(self._queries()[None], (len(memory), *self._queries().shape))
+        t = jnp.broadcast_to(self._queries()[None], (memory.shape[0], *self._queries().shape))
 
         def drop(x: Array, site: int) -> Array:
             return dropout(x, keys, rate=c.dropout, site=site)
