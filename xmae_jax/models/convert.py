@@ -335,13 +335,10 @@ def _other_settings(foreign: Foreign, encoder: EncoderConfig) -> list[str]:
                 one = "a number such as 1.0" if there else "None"
                 wrong.append(f"config.objective.encoder.layer_scale is {own}, and is to be {one}")
             continue
-        learned = encoder.positions == "learned"
-        may_differ = (
-            (name == "positions" and learned)  # which can hold the fixed table too
-            or (name == "base_grid" and learned)
-            or (name == "resample" and not learned)
-            or there is None
-        )
+        learned = encoder.positions == "learned"  # a table that can hold the fixed one too
+        if name == "resample":
+            learned = not learned or foreign.encoder["positions"] == "sincos"
+        may_differ = there is None or (learned and name in ("positions", "base_grid", "resample"))
         if own != there and not may_differ:
             wrong.append(f"config.objective.encoder.{name} is {own!r} here and {there!r} there")
     return wrong
