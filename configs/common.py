@@ -61,6 +61,11 @@ def get_config() -> ConfigDict:
                 split="train",
                 eval_split=optional("val"),
                 mixture=optional(),
+                # Which training films are used, and how often: docs/protocols.md.
+                label_fraction=1.0,
+                shots=optional(),
+                balance=optional(),
+                leave_out_source=optional(),
                 contour_region="hull",
                 crop_scale=optional(),
                 augment=optional(),

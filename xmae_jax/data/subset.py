@@ -13,13 +13,115 @@ each epoch, so that an epoch is a fixed list of rows.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from xmae_jax.data.findings import FINDINGS
+from xmae_jax.data.index import Entry, label_matrix
+
+Part = Literal["train", "val", "test"]
+Rows = tuple[Int[np.ndarray, " _"], ...]
+"""Of each source: indices of its records, in order, some perhaps several times."""
+
 _PARTS = 1024  # of a showing, so that rounding is integer arithmetic
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """What a run uses of its data."""
+
+    seed: int
+    label_fraction: float
+    """Share of the training patients."""
+    shots: int | None
+    """Positive, and negative, training patients for each finding; None takes all."""
+    leave_out_source: str | None
+    """`source` of records that are neither trained nor chosen on, and tested on alone."""
+    balance: float | None
+    """Share of films below which a finding's films are repeated; None repeats none."""
+    findings: tuple[str, ...]
+    """What shots and balance go by."""
+
+    def touches(self, part: Part) -> bool:
+        """Tell whether a part of the data is not simply every record once."""
+        trained = self.label_fraction < 1 or self.shots is not None or self.balance is not None
+        return self.leave_out_source is not None or (part == "train" and trained)
+
+    def rows(self, entries: Sequence[Sequence[Entry]], part: Part) -> Rows:
+        """Return the rows of an epoch of each source.
+
+        entries: of the records of each source, in their order. Raises ValueError, naming the key
+        of `config.data`, if nothing is left.
+        """
+        ends = np.cumsum([len(of_source) for of_source in entries])
+        whole = [entry for of_source in entries for entry in of_source]
+        kept = self._of_sources(whole, part)
+        if part == "train":
+            kept = self._trained(whole, kept)
+        return tuple(
+            kept[(kept >= end - len(of)) & (kept < end)] - (end - len(of))
+            for of, end in zip(entries, ends, strict=True)
+        )
+
+    def _of_sources(self, entries: Sequence[Entry], part: Part) -> Int[np.ndarray, " k"]:
+        """Leave a source out, or everything else."""
+        if self.leave_out_source is None:
+            return np.arange(len(entries))
+        left_out = np.array([entry.source == self.leave_out_source for entry in entries])
+        kept = np.flatnonzero(left_out == (part == "test"))
+        if not len(kept) or (part == "train" and not left_out.any()):
+            there = ", ".join(sorted({entry.source for entry in entries}))
+            raise ValueError(
+                f"leave_out_source: {self.leave_out_source!r}; sources of the {part} films: {there}"
+            )
+        return kept
+
+    def _trained(
+        self, entries: Sequence[Entry], kept: Int[np.ndarray, " k"]
+    ) -> Int[np.ndarray, " r"]:
+        """Take the patients that are asked for, and repeat films with rare findings."""
+        patients = [entries[i].patient for i in kept]
+        if self.label_fraction < 1:
+            kept = kept[share_of_patients(patients, self.label_fraction, seed=self.seed)]
+        elif self.shots is not None:
+            labels = self.labels([entries[i] for i in kept])
+            kept = kept[few_shots(patients, labels, self.shots, seed=self.seed)]
+            if not len(kept):
+                raise ValueError("shots: no training film has a known label of the findings")
+        if self.balance is not None:
+            kept = np.repeat(kept, repeats(self.labels([entries[i] for i in kept]), self.balance))
+        return kept
+
+    def labels(self, entries: Sequence[Entry]) -> Float[np.ndarray, "n c"]:
+        """Return what is known of the findings."""
+        return label_matrix(entries)[:, [FINDINGS.index(name) for name in self.findings]]
+
+    def describe(self, entries: Sequence[Sequence[Entry]], rows: Rows) -> str:
+        """Tell how many films and patients are trained on, and how many of each finding."""
+        whole = [entry for of_source in entries for entry in of_source]
+        drawn = [of[i] for of, chosen in zip(entries, rows, strict=True) for i in chosen]
+        used = [of[i] for of, chosen in zip(entries, rows, strict=True) for i in np.unique(chosen)]
+        counts = [(len(of), len({entry.patient for entry in of})) for of in (used, whole)]
+        (films, patients), (all_films, all_patients) = counts
+        text = (
+            f"training on {films:,} of {all_films:,} films, {patients:,} of {all_patients:,}"
+            f" patients; {len(drawn):,} rows an epoch"
+        )
+        if not self.findings:
+            return text
+        lines = [text, f"  {'finding':<28} {'positive':>8} {'negative':>8} {'rows with it':>12}"]
+        of_film, of_row = self.labels(used), self.labels(drawn)
+        for c, name in enumerate(self.findings):
+            numbers = [(of_film[:, c] == 1).sum(), (of_film[:, c] == 0).sum()]
+            lines.append(
+                f"  {name:<28} {numbers[0]:>8,} {numbers[1]:>8,} {(of_row[:, c] == 1).sum():>12,}"
+            )
+        return "\n".join(lines)
 
 
 def _order(patients: Sequence[str], seed: int) -> tuple[list[str], Int[np.ndarray, " n"]]:
