@@ -39,3 +39,35 @@ def test_only_known_neighbours_vote():
     score = knn.vote(cosine, labels)
     want = [(w[0] + w[2]) / w.sum(), w[2] / (w[0] + w[2]), w[1] / (w[1] + w[2]), nan]
     np.testing.assert_allclose(score, [want], rtol=1e-5)
+
+
+def test_scores_of_every_k(monkeypatch):
+    monkeypatch.setattr(knn, "_VOTES", 2)
+    draw = np.random.default_rng(1)
+    a, b = draw.normal(size=(5, 4)), draw.normal(size=(9, 4))
+    labels = draw.choice(np.array([0, 1, -1, np.nan], np.float32), size=(9, 2))
+    labels[:, 1] = np.nan
+    labels[0, 1] = 1
+    cosine = (a / np.linalg.norm(a, axis=1)[:, None]) @ (b / np.linalg.norm(b, axis=1)[:, None]).T
+    for k, logits, silent in knn.scores(a, b, labels, ks=(1, 3, 9)):
+        want, voteless = np.zeros((5, 2)), 0
+        for q in range(5):
+            near = np.argsort(-cosine[q])[:k]
+            for c in range(2):
+                of = [i for i in near if labels[i, c] in (0, 1)]
+                weights = np.exp(cosine[q, of] / 0.07)
+                if of:
+                    want[q, c] = (weights * labels[of, c]).sum() / weights.sum()
+                else:
+                    column = labels[:, c]
+                    want[q, c] = (column == 1).sum() / np.isin(column, (0, 1)).sum()
+                    voteless += 1
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), want, rtol=1e-4, atol=1e-11)
+        assert silent == voteless and np.isfinite(logits).all()
+    assert silent == 0  # all nine vote
+
+
+def test_a_finding_of_which_nothing_is_known_scores_a_half():
+    labels = np.full((3, 1), np.nan, np.float32)
+    ((_, logits, silent),) = knn.scores(np.eye(3), np.eye(3), labels, ks=(2,))
+    assert not logits.any() and silent == 3

@@ -9,15 +9,19 @@ is known, and what is compared is AUROC and average precision, not accuracy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.special import logit
 
 TEMPERATURE = 0.07
+_LEAST = 1e-12  # share of a finding, so that its logit is finite
 _QUERIES, _REFERENCES = 1024, 8192  # compared at once: 32 MB of cosines
+_VOTES = 128  # queries voted on at once
 
 
 @partial(jax.jit, static_argnames="k")
@@ -82,3 +86,26 @@ def vote(
     total = (weight * known).sum(axis=1)
     present = (weight * (labels == 1)).sum(axis=1)
     return np.where(total > 0, present / np.where(total > 0, total, 1), np.nan)
+
+
+def scores(
+    queries: Float[np.ndarray, "q d"],
+    references: Float[np.ndarray, "n d"],
+    labels: Float[np.ndarray, "n c"],
+    *,
+    ks: Sequence[int],
+) -> Iterator[tuple[int, Float[np.ndarray, "q c"], int]]:
+    """Yield (k, logits, scores without a vote) for each k.
+
+    Where no neighbour votes, the score is the share of the references with the finding, or a half
+    if it is known of none of them. labels: of the references, as in records.
+    """
+    cosine, index = nearest(queries, references, k=max(ks))
+    known = ((labels == 0) | (labels == 1)).sum(axis=0)
+    share = np.where(known > 0, (labels == 1).sum(axis=0) / np.maximum(known, 1), 0.5)
+    for k in ks:
+        parts = [slice(i, i + _VOTES) for i in range(0, len(queries), _VOTES)]
+        votes = np.concatenate([vote(cosine[i, :k], labels[index[i, :k]]) for i in parts])
+        silent = np.isnan(votes)
+        votes = np.where(silent, share[None], votes)
+        yield k, logit(np.clip(votes, _LEAST, 1 - _LEAST)), int(silent.sum())
