@@ -1,9 +1,13 @@
 """Subsets of patients and repeats of rare findings: nested, deterministic, golden."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from xmae_jax.data.subset import few_shots, repeats, rows_digest, share_of_patients
+from xmae_jax.data.findings import FINDINGS
+from xmae_jax.data.index import Entry
+from xmae_jax.data.subset import Subset, few_shots, repeats, rows_digest, share_of_patients
 
 PATIENTS = [f"p{i // 2:03d}" for i in range(400)]  # two films each
 LABELS = np.random.default_rng(0).choice(
@@ -82,3 +86,66 @@ def test_digests_name_the_rows():
     rows = np.array([0, 2, 2])
     assert rows_digest("a", rows) == rows_digest("a", rows.astype(np.int32))
     assert len({rows_digest(d, r) for d, r in (("a", rows), ("b", rows), ("a", rows[:2]))}) == 3
+
+
+def entry(patient, labels, source="a"):
+    blank = dict.fromkeys(Entry._fields, "")
+    whole = ["."] * len(FINDINGS)
+    for name, mark in labels.items():
+        whole[FINDINGS.index(name)] = mark
+    return Entry(**blank | dict(patient=patient, source=source, labels="".join(whole)))
+
+
+SUBSET = Subset(
+    seed=0,
+    label_fraction=1.0,
+    shots=None,
+    leave_out_source=None,
+    balance=None,
+    findings=("Edema", "Mass"),
+)
+ENTRIES = [
+    [entry(f"p{i // 2}", {"Edema": "1" if i == 3 else "0"}, "ab"[i % 4 == 0]) for i in range(8)],
+    [entry(f"q{i}", {"Edema": "0", "Mass": "01u."[i % 4]}, "c") for i in range(8)],
+]
+
+
+def rows(part="train", **changes):
+    return [r.tolist() for r in dataclasses.replace(SUBSET, **changes).rows(ENTRIES, part)]
+
+
+def test_rows_of_all_sources():
+    everything = [[*range(8)], [*range(8)]]
+    assert rows() == rows("val", label_fraction=0.1, shots=1, balance=0.5) == everything
+    # Half of the 12 patients, with both films each, wherever they lie.
+    first, second = rows(label_fraction=0.5)
+    assert len(second) + len(first) // 2 == 6 and {i // 2 * 2 for i in first} < set(first)
+    # One film in 16 has Edema, two Mass: the least share asks for 2.8 and 2 showings.
+    first, second = rows(balance=0.5)
+    assert first == [0, 1, 2, 3, 3, 4, 5, 6, 7] or first.count(3) in (2, 3)
+    assert second == [0, 1, 1, 2, 3, 4, 5, 5, 6, 7]
+    # A source of several may be left out whole.
+    assert rows(leave_out_source="c") == rows("val", leave_out_source="c") == [[*range(8)], []]
+    assert rows("test", leave_out_source="c") == [[], [*range(8)]]
+    assert rows("test", leave_out_source="a") == [[1, 2, 3, 5, 6, 7], []]
+    with pytest.raises(ValueError, match="leave_out_source: 'd'; sources of the train films: a, b, c"):
+        rows(leave_out_source="d")
+    with pytest.raises(ValueError, match="shots: no training film"):
+        rows(shots=1, findings=("Hernia",))
+
+
+def test_what_is_touched():
+    assert not any(SUBSET.touches(part) for part in ("train", "val", "test"))
+    for change in (dict(label_fraction=0.1), dict(shots=2), dict(balance=0.1)):
+        subset = dataclasses.replace(SUBSET, **change)
+        assert subset.touches("train") and not subset.touches("val")
+    left_out = dataclasses.replace(SUBSET, leave_out_source="a")
+    assert all(left_out.touches(part) for part in ("train", "val", "test"))
+
+
+def test_what_is_told():
+    subset = dataclasses.replace(SUBSET, balance=0.5, leave_out_source="b")
+    text = subset.describe(ENTRIES, subset.rows(ENTRIES, "train"))
+    first, _, edema, mass = text.splitlines()
+    assert first == "training on 14 of 16 films, 12 of 12 patients; 18 rows an epoch"
+    assert edema.split() == ["Edema", "1", "13", "3"] and mass.split() == ["Mass", "2", "2", "4"]
