@@ -122,13 +122,15 @@ def test_rows_of_all_sources():
     assert len(second) + len(first) // 2 == 6 and {i // 2 * 2 for i in first} < set(first)
     # One film in 16 has Edema, two Mass: the least share asks for 2.8 and 2 showings.
     first, second = rows(balance=0.5)
-    assert first == [0, 1, 2, 3, 3, 4, 5, 6, 7] or first.count(3) in (2, 3)
+    assert first == [0, 1, 2, 3, 3, 4, 5, 6, 7]
     assert second == [0, 1, 1, 2, 3, 4, 5, 5, 6, 7]
     # A source of several may be left out whole.
     assert rows(leave_out_source="c") == rows("val", leave_out_source="c") == [[*range(8)], []]
     assert rows("test", leave_out_source="c") == [[], [*range(8)]]
     assert rows("test", leave_out_source="a") == [[1, 2, 3, 5, 6, 7], []]
-    with pytest.raises(ValueError, match="leave_out_source: 'd'; sources of the train films: a, b, c"):
+    with pytest.raises(
+        ValueError, match="leave_out_source: 'd'; sources of the train films: a, b, c"
+    ):
         rows(leave_out_source="d")
     with pytest.raises(ValueError, match="shots: no training film"):
         rows(shots=1, findings=("Hernia",))
@@ -147,5 +149,5 @@ def test_what_is_told():
     subset = dataclasses.replace(SUBSET, balance=0.5, leave_out_source="b")
     text = subset.describe(ENTRIES, subset.rows(ENTRIES, "train"))
     first, _, edema, mass = text.splitlines()
-    assert first == "training on 14 of 16 films, 12 of 12 patients; 18 rows an epoch"
-    assert edema.split() == ["Edema", "1", "13", "3"] and mass.split() == ["Mass", "2", "2", "4"]
+    assert first == "training on 14 of 16 films, 12 of 12 patients; 17 rows an epoch"
+    assert edema.split() == ["Edema", "1", "13", "2"] and mass.split() == ["Mass", "2", "2", "4"]
