@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
             attention="auto",
             remat="none",
             init_from=optional(),
+            knn=optional(),
             data=dict(
                 path=optional(),
                 split="train",

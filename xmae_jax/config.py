@@ -139,6 +139,20 @@ class GuardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class KnnConfig:
+    """How nearest neighbours are asked."""
+
+    k: tuple[int, ...]
+    """Numbers of neighbours to try; the best on the validation split is kept."""
+    features: Literal["cls", "mean"]
+    """The class token, or the mean of the valid patches."""
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise ValueError(f"k is to be some positive numbers, got {self.k}")
+
+
+@dataclasses.dataclass(frozen=True)
 class DebugConfig:
     """Faults on demand."""
 
@@ -169,6 +183,8 @@ class Config:
     attention: Backend
     remat: Remat
     init_from: str | None
+    knn: KnnConfig | None
+    """Train nothing, and score the encoder by nearest neighbours; None trains."""
     data: DataConfig
     guard: GuardConfig
     debug: DebugConfig
