@@ -1,4 +1,4 @@
-"""Score a frozen encoder by its nearest training films, with no training: DINO's protocol (adapted).
+"""Score an encoder by its nearest training films, without training: DINO's protocol (adapted).
 
 Command:  python -m xmae_jax.main --config=configs/evaluate_knn.py --config.data.path=SHARDS
           --config.init_from=runs/pretrain_640

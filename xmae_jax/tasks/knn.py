@@ -185,8 +185,8 @@ def _tried(knn: KnnConfig, films: dict[str, _Films], known: _Films) -> dict[int,
 def _table(knn: dict[str, Any]) -> str:
     """Write what each k gives for a terminal."""
     lines = [
-        f"nearest neighbours among {knn['references']:,} training films ({knn['features']}"
-        f" features of {knn['init_from'] or 'a random encoder'}): mean AUROC, mean average precision"
+        f"nearest of {knn['references']:,} training films by {knn['features']} features of"
+        f" {knn['init_from'] or 'a random encoder'}: mean AUROC, mean average precision"
     ]
     for k, of in knn["by_k"].items():
         parts = [

@@ -21,8 +21,9 @@ from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, PlanConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import LoadStep
-from xmae_jax.data.index import read_index
+from xmae_jax.data.index import read_entries, read_index
 from xmae_jax.data.plan import Plan, mixture_counts
+from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
@@ -42,7 +43,21 @@ def _segmentation(config: Config, objective: Any) -> Evaluator:
     return Segmentation()
 
 
+def _classification(config: Config, objective: Any) -> Evaluator:
+    split = config.data.eval_split
+    entries = [
+        [entry for entry in read_entries(path) if entry.split == split]
+        for path in config.data.paths
+    ]
+    return Classification(
+        findings=objective.findings,
+        entries={"val": entries},
+        train_positive=np.array(objective.class_stats[0]),
+    )
+
+
 EVALUATORS = {
+    "classify": ("classification", _classification),
     "reconstruct": ("reconstruction", _reconstruction),
     "segment": ("segmentation", _segmentation),
 }
