@@ -93,11 +93,17 @@ def get_config() -> ConfigDict:
             attention="auto",
             remat="none",
             init_from=optional(),
+            knn=optional(),
             data=dict(
                 path=optional(),
                 split="train",
                 eval_split=optional("val"),
                 mixture=optional(),
+                # Which training films are used, and how often: docs/protocols.md.
+                label_fraction=1.0,
+                shots=optional(),
+                balance=optional(),
+                leave_out_source=optional(),
                 contour_region="hull",
                 crop_scale=optional(),
                 augment=optional(),
