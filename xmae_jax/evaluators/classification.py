@@ -72,7 +72,7 @@ class Classification:
         return Film(
             split=split,
             source_index=source,
-            index=index,
+            place=index,
             id=entry.id,
             patient=entry.patient,
             study=entry.study,
@@ -83,7 +83,7 @@ class Classification:
         )
 
 
-def _card(findings: Sequence[str], row: Row) -> Image.Image:
+def _card(findings: tuple[str, ...], row: Row) -> Image.Image:
     """List the findings that are labelled present, then those of the highest scores."""
     probability = expit(row["logits"].astype(np.float64))
     order = np.lexsort((-probability, row["labels"] != 1))[:_SHOWN]
