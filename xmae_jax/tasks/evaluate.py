@@ -64,7 +64,7 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
         {name: one.entries for name, one in held.items()},
         train_positive=train_positive,
     )
-    model = _Model(loaded, config)
+    model = Model(loaded, config)
     rows = {name: list(model.rows(one.records)) for name, one in held.items()}
     for name in scored:
         splits = {
@@ -183,7 +183,7 @@ def _training(
     return found, np.array(positive)
 
 
-class _Model:
+class Model:
     """A loaded run on its devices."""
 
     def __init__(self, loaded: LoadedRun, config: Config):
