@@ -25,6 +25,7 @@ from xmae_jax.models.layers import Remat
 from xmae_jax.optim import OptimConfig
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class ConfigError(Exception):
@@ -121,6 +122,21 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What --task=export writes; training does not read it."""
+
+    format: Literal["safetensors", "hf", "onnx"]
+    public: bool
+    """For anyone: refused where the terms of a data set do not allow it."""
+    name: str | None
+    """Of the model and its files; None takes the run's."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
+
+
+@dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When a step is left out, and when a run that hangs is ended."""
 
@@ -190,6 +206,7 @@ class Config:
     debug: DebugConfig
     mesh: MeshConfig
     plan: PlanConfig
+    export: ExportConfig
     optim: OptimConfig
     objective: dict[str, Any]
 
@@ -212,7 +229,7 @@ class Config:
                 f"{self.rows_at_once} rows at once do not split over mesh.data {self.mesh.data} x"
                 f" mesh.fsdp {self.mesh.fsdp} devices"
             )
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+        if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
         if self.data.mixture is not None and (
             len(self.data.mixture) != len(self.data.paths)

@@ -20,7 +20,7 @@ import numpy as np
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, init_from, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
-from xmae_jax.config import Config, ConfigError, PlanConfig
+from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.index import Index, read_entries, read_index
@@ -75,7 +75,11 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    config = dataclasses.replace(config, plan=PlanConfig(None, False, None))  # no part of a run
+    config = dataclasses.replace(
+        config,  # without what other tasks are asked: no part of a run
+        plan=PlanConfig(None, False, None),
+        export=ExportConfig("safetensors", False, None),
+    )
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
