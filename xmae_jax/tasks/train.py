@@ -23,6 +23,7 @@ from xmae_jax.data import leaks
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.findings import place_of
 from xmae_jax.data.index import label_matrix, read_entries, read_index
+from xmae_jax.data.manifest import film_format
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
 from xmae_jax.evaluators.classification import Classification
@@ -104,7 +105,10 @@ def _run(
         _refuse_changes(_config_changes(config, workdir), workdir, allow=allow_config_change)
     sources = _open(config, "split")
     held_out = _open(config, "eval_split") if config.data.eval_split else []
-    listed = [{"records": len(s), "digest": s.digest} for s in sources]
+    listed = [
+        {"records": len(source), "digest": source.digest, "film": film_format(path)}
+        for path, source in zip(config.data.paths, sources, strict=True)
+    ]
     if hosts.from_first(lambda: listed) != listed:
         raise ConfigError(f"config.data.path: process {hosts.own()} has other data than process 0")
 
