@@ -18,7 +18,7 @@ import numpy as np
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
-from xmae_jax.config import Config, ConfigError, PlanConfig
+from xmae_jax.config import Config, ConfigError, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.findings import place_of
@@ -75,7 +75,8 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    config = dataclasses.replace(config, plan=PlanConfig(None, False, None))  # no part of a run
+    no_part = dict(plan=PlanConfig(None, False, None), predict=PredictConfig(None, None, 3))
+    config = dataclasses.replace(config, **no_part)  # of a run
     objective = _objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
