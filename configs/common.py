@@ -62,6 +62,13 @@ def encoder(variant: str, *, patch_size: int, stem: str = "linear", base_grid: i
         patch_size=patch_size,
         stem=stem,
         base_grid=base_grid,
+        # What public encoders have otherwise; docs/weights.md.
+        positions="sincos",
+        resample="cubic",
+        registers=0,
+        layer_scale=optional(),
+        mlp="gelu",
+        norm_eps=1e-6,
     )
 
 

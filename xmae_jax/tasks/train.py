@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from xmae_jax import config as config_lib
-from xmae_jax import hosts, lock, sharding, train
+from xmae_jax import hosts, init_from, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
@@ -205,8 +205,11 @@ def _with_labels(config: Config, objective: Any) -> Any:
 def _check_place(config: Config, workdir: Path) -> None:
     """Refuse a directory that holds something else, and a start from nothing."""
     begun = bool(step_directories(workdir))
-    if config.init_from is not None and not begun and not step_directories(config.init_from):
-        raise ConfigError(f"config.init_from: {config.init_from} has no checkpoints")
+    if config.init_from is not None and not begun:
+        try:
+            init_from.check(config.init_from)
+        except ValueError as error:
+            raise ConfigError(f"config.init_from: {error}") from None
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir}: not a directory")
     names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
