@@ -108,7 +108,8 @@ class PredictConfig:
     """What --task=predict writes; training does not read it."""
 
     output: str | None
-    """A folder that is not there yet; None is the next of `predict/1`, `predict/2`, ... in the run."""
+    """A folder that is not there yet; None is the next of `predict/1`, `predict/2`, ... of the
+    run."""
     heat: Literal["attention", "rollout", "gradient"] | None
     """Where the model looked; None takes what suits the head, see `tasks/heat.py`."""
     maps: int | Literal["all"]
