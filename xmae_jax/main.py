@@ -29,10 +29,19 @@ from xmae_jax.data.leaks import Leaked
 from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
 from xmae_jax.lock import Locked
-from xmae_jax.tasks import plan, rollback, train, verify
+from xmae_jax.scores.predictions import PredictionsError
+from xmae_jax.tasks import evaluate, plan, rollback, train, verify
 from xmae_jax.train import Preempted
 
-EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
+EXIT_CODES = {
+    ConfigError: 64,
+    DataError: 65,
+    PredictionsError: 65,
+    Diverged: 70,
+    Locked: 73,
+    OSError: 74,
+    Preempted: 75,
+}
 
 # Every collective of every simulated CPU device blocks a thread; with one thread a core, eight
 # devices on two cores wait for each other for ever.
@@ -46,9 +55,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "task",
     "train",
-    ["train", "plan", "verify", "rollback"],
+    ["train", "plan", "evaluate", "verify", "rollback"],
     "train: train, or go on. plan: what the config needs on given chips. verify: check every"
-    " checkpoint. rollback: go back to --step.",
+    " checkpoint. rollback: go back to --step. evaluate: score the findings of a run.",
 )
 flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 flags.DEFINE_bool(
@@ -58,6 +67,9 @@ flags.DEFINE_bool(
     "allow_fresh", False, "Start anew where there are checkpoints and none can be used."
 )
 flags.DEFINE_integer("step", None, "Checkpoint for --task=rollback.")
+flags.DEFINE_string("split", None, "Split to evaluate; default val and test, if there.")
+flags.DEFINE_string("predictions", None, "File to evaluate instead of a run: a predictions.csv.")
+flags.DEFINE_string("against", None, "Run or predictions.csv to compare an evaluation with.")
 flags.DEFINE_bool(
     "distributed",
     False,
@@ -117,7 +129,11 @@ def _define_config(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> None:
     """Read the command line; every error in it is a ConfigError."""
-    if _flag(argv[1:], "task") in (None, "train", "plan"):
+    task = _flag(argv[1:], "task")
+    if task == "evaluate" and _flag(argv[1:], "config") is not None:
+        raise ConfigError("--task=evaluate uses the config of the run: leave out --config=FILE")
+    from_run = task == "evaluate" and _flag(argv[1:], "predictions") is None
+    if from_run or task in (None, "train", "plan"):
         _define_config(argv[1:])
     try:
         rest = FLAGS(argv)
@@ -141,12 +157,11 @@ def _run() -> None:
     """Run the task."""
     if FLAGS.distributed and FLAGS.task != "train":
         raise ConfigError(f"--task={FLAGS.task} takes one process: leave out --distributed")
+    if FLAGS.task == "evaluate":
+        _evaluate()
+        return
     if FLAGS.task in ("train", "plan"):
-        try:
-            given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
-        except Exception as error:
-            raise _config_trouble(error) from None
-        config = config_lib.resolve(given)
+        config = _config()
         if FLAGS.task == "plan":
             plan.run(config)
             return
@@ -168,6 +183,26 @@ def _run() -> None:
         verify.run(workdir)
     else:
         rollback.run(workdir, FLAGS.step)
+
+
+def _config() -> config_lib.Config:
+    """Resolve what --config, or the run directory, and the other flags say."""
+    try:
+        given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
+    except Exception as error:
+        raise _config_trouble(error) from None
+    return config_lib.resolve(given)
+
+
+def _evaluate() -> None:
+    """Score a run, or a file."""
+    split, against = FLAGS.split, FLAGS.against and Path(FLAGS.against).absolute()
+    workdir = FLAGS.workdir and Path(FLAGS.workdir).absolute()
+    if FLAGS.predictions is None:
+        evaluate.run(_config(), workdir, split=split, against=against)
+    else:
+        file = Path(FLAGS.predictions).absolute()
+        evaluate.run_file(file, split=split, against=against, folder=workdir)
 
 
 def _join(config: config_lib.Config) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from xmae_jax.config import Config, ConfigError, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.findings import place_of
-from xmae_jax.data.index import label_matrix, read_entries, read_index
+from xmae_jax.data.index import Index, label_matrix, read_entries, read_index
 from xmae_jax.data.manifest import film_format
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
@@ -130,17 +132,9 @@ def _run(
     record = run_of(workdir, hosts.from_first(known))
     plan = _plan(config, sources, record.offsets)
     leaked = hosts.from_first(lambda: _leaks(config))
-    mesh = _mesh(config)
+    mesh = mesh_of(config)
 
-    skip = config.data.bad_records == "skip"
-
-    def every(records: list[Records]) -> LoadStep:
-        rows = min(config.rows_at_once, config.eval_rows)
-        rows += -rows % sharding.row_shards(mesh)
-        ids = EveryRow(tuple(len(r) for r in records), rows, config.eval_rows)
-        view = view_of(config, objective, train=False)
-        return LoadStep(ids, records, view, config.seed, slice(None), skip=skip)
-
+    every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows)
     feed = train.Feed(
         plan=plan,
         train=LoadStep(
@@ -149,9 +143,11 @@ def _run(
             view_of(config, objective, train=True),
             config.seed,
             slice(None),
-            skip=skip,
+            skip=config.data.bad_records == "skip",
         ),
-        evaluation={"train": every(sources), "val": every(held_out)} if held_out else {},
+        evaluation=(
+            {"train": every(records=sources), "val": every(records=held_out)} if held_out else {}
+        ),
         leaks=leaked,
     )
     evaluators = {
@@ -175,9 +171,21 @@ def _run(
     )
 
 
+def every_row(
+    config: Config, objective: Any, *, records: list[Records], mesh: jax.sharding.Mesh, limit: int
+) -> LoadStep:
+    """Read every record once, in order, or `limit` of them spread evenly."""
+    rows = min(config.rows_at_once, limit)
+    rows += -rows % sharding.row_shards(mesh)
+    ids = EveryRow(tuple(len(r) for r in records), rows, limit)
+    view = view_of(config, objective, train=False)
+    skip = config.data.bad_records == "skip"
+    return LoadStep(ids, records, view, config.seed, slice(None), skip=skip)
+
+
 def _objective(config: Config) -> Any:
     """Build the objective, poisoned if so wished."""
-    objective = _with_labels(config, config_lib.objective_of(config, OBJECTIVES))
+    objective = with_labels(config, config_lib.objective_of(config, OBJECTIVES))
     if config.debug.poison_step is None:
         return objective
     try:
@@ -186,7 +194,7 @@ def _objective(config: Config) -> Any:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
 
-def _with_labels(config: Config, objective: Any) -> Any:
+def with_labels(config: Config, objective: Any) -> Any:
     """Tell an objective of findings what is known of them in training."""
     if not hasattr(objective, "findings"):
         return objective
@@ -217,7 +225,7 @@ def _check_place(config: Config, workdir: Path) -> None:
         raise ConfigError(f"--workdir={workdir}: not empty, and no run directory")
 
 
-def _mesh(config: Config) -> jax.sharding.Mesh:
+def mesh_of(config: Config) -> jax.sharding.Mesh:
     """Lay out the mesh, see that rows split over it and each process has a part, and connect."""
     if jax.process_count() > 1 and not hosts.several():
         raise ConfigError(f"one of {jax.process_count()} processes: start it with --distributed")
@@ -248,14 +256,21 @@ def _leaks(config: Config) -> dict[str, int]:
     indices = [read_index(path) for path in config.data.paths]
     train = [index[config.data.split] for index in indices]
     held_out = [of for index in indices for name, of in index.items() if name != config.data.split]
-    problems = [told] if (told := leaks.other_keys(train + held_out)) else []
+    return refuse_leaks(train, held_out, allow=config.data.leaks == "allow")
+
+
+def refuse_leaks(
+    train: Sequence[Index], held_out: Sequence[Index], *, allow: bool
+) -> dict[str, int]:
+    """Count what stands on both sides, by kind; Leaked unless that is allowed."""
+    problems = [told] if (told := leaks.other_keys([*train, *held_out])) else []
     counts = {"other_keys": 1} if problems else {}
     found = leaks.find_leaks(train, held_out)
     if found:
         problems.append(leaks.describe(found))
         counts |= Counter(leak.kind for leak in found)
-    if problems and config.data.leaks == "refuse":
-        way = "build one with --exclude of the other" if len(indices) > 1 else "--duplicates=drop"
+    if problems and not allow:
+        way = "build one with --exclude of the other" if len(train) > 1 else "--duplicates=drop"
         problems.append(f"{way}, or --config.data.leaks=allow (docs/data.md)")
         raise leaks.Leaked("\n".join(problems))
     if problems:
