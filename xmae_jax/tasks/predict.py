@@ -29,13 +29,11 @@ from xmae_jax.data.manifest import DataError, film_format
 from xmae_jax.data.records import FINDINGS, encode_image
 from xmae_jax.data.sandbox import Sandbox
 from xmae_jax.data.transforms import square_film
-from xmae_jax.program import lay_out
 from xmae_jax.rundir import read_run
 from xmae_jax.tasks import heat, overlay
 from xmae_jax.tasks.film import view_of
-from xmae_jax.tasks.model import LoadedRun, load_run
-from xmae_jax.tasks.train import _mesh
-from xmae_jax.typing import TrainState
+from xmae_jax.tasks.model import LoadedRun, load_run, placed, refuse_other_changes
+from xmae_jax.tasks.train import mesh_of
 
 PREDICTIONS, ABOUT, MAPS = "predictions.csv", "about.json", "maps"
 COLUMNS = tuple("number file status reason flags view kind height width".split())
@@ -66,6 +64,7 @@ def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
     if not files:
         raise ConfigError("name files: --task=predict --workdir=RUN FILE...")
     loaded = load_run(workdir)
+    refuse_other_changes(config, loaded, task="predict")
     if "classify" not in loaded.objective.predict_fns():
         name = loaded.config.objective["name"]
         raise ConfigError(f"--workdir={workdir}: objective {name!r} predicts no findings")
@@ -108,7 +107,7 @@ class Model:
 
     def __init__(self, loaded: LoadedRun, config: Config, *, films: int):
         """Place the parameters; `films` is how many there are at most."""
-        self._loaded, self._mesh = loaded, _mesh(config)
+        self._loaded, self._mesh = loaded, mesh_of(config)
         self._objective, self._config = loaded.objective, config
         self.method = config.predict.heat or heat.default_method(self._objective)
         try:
@@ -119,16 +118,7 @@ class Model:
         self.rows = rows + -rows % sharding.row_shards(self._mesh)
         self._view = view_of(config, self._objective, train=False)
         self.made_as = _made_as(loaded)
-        with jax.set_mesh(self._mesh):
-            where = lay_out(config, self._objective, self._mesh).shardings
-            self._state = TrainState(
-                step=loaded.step,
-                params=jax.device_put(loaded.params, where.params),
-                frozen=jax.device_put(loaded.frozen, where.frozen),
-                opt_state={},
-                extra=jax.device_put(loaded.extra, where.extra),
-                guard={},
-            )
+        self._state = placed(loaded, config, self._mesh)
         key = rng.key(config.seed, "eval")
         classify = self._objective.predict_fns()["classify"]
         self._classify = infer.compile_predict(classify, self._mesh, key)
