@@ -4,10 +4,12 @@
 "rollout": attention rollout (Abnar and Zuidema, arXiv 2005.00928) through all blocks, from that map
 or, for a linear head, from the tokens that it pools; 1 is even. It says less of the finding than of
 the film: for a linear head it is one map for all findings.
-"gradient": tokens times the logit's gradient at them, summed over the width, its negative part cut
-off, as in Grad-CAM (Selvaraju et al., arXiv 1610.02391). The tokens are those that the head reads:
-with a linear head over mean patches this is each patch's share of the logit. A head that pools CLS
-passes no gradient to these, so there they are what enters the blocks that it reads.
+"gradient": tokens, less the film's mean token, times the logit's gradient at them, summed over the
+width, the negative part cut off: with a linear head over mean patches, by how much a patch raises
+the logit more than the film's mean patch does, times the patches. Grad-CAM (Selvaraju et al., arXiv
+1610.02391) takes no mean off, and shows nothing where each patch lowers the logit. The tokens are
+those that the head reads. A head that pools CLS passes no gradient to these, so there they are what
+enters the blocks that it reads.
 
 None of it is proof of a reason: a map shows what the model used, not what is there.
 """
@@ -19,7 +21,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from xmae_jax.heads.linear import LinearConfig
 from xmae_jax.heads.query import QueryConfig
@@ -33,7 +35,7 @@ Method = Literal["attention", "rollout", "gradient"]
 UNITS = {
     "attention": "attention of the head (1: even)",
     "rollout": "attention rollout (1: even)",
-    "gradient": "gradient x tokens, share of the logit",
+    "gradient": "gradient: what raises the logit above the film's mean",
 }
 
 
@@ -126,8 +128,9 @@ def _gradient(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Flo
                 outputs.append(x)
             return model.head(_features(model, jnp.stack(outputs), batch))["logits"]
 
-        heat = _shares(logits, (stream[depth - layers],), chosen)
-        return heat[:, :, -batch["valid"].shape[1] :]
+        others = stream.shape[2] - batch["valid"].shape[1]  # CLS and registers
+        seen = jnp.pad(batch["valid"], ((0, 0), (others, 0)))
+        return _shares(logits, (stream[depth - layers],), chosen, seen)[:, :, others:]
     features = model.features(batch)
     cls, patches = zip(*features.layers, strict=True)
 
@@ -135,18 +138,22 @@ def _gradient(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Flo
         layers = tuple(zip(cls, patches, strict=True))
         return model.head(features._replace(layers=layers))["logits"]
 
-    return _shares(from_patches, patches, chosen)
+    return _shares(from_patches, patches, chosen, batch["valid"])
 
 
 def _shares(
-    logits: Callable[[Any], Array], tokens: tuple[Array, ...], chosen: Int[Array, "b m"]
+    logits: Callable[[Any], Array],
+    tokens: tuple[Array, ...],
+    chosen: Int[Array, "b m"],
+    seen: Bool[Array, "b k"],
 ) -> Float[Array, "b m k"]:
-    """Multiply tokens [b k d] by the gradients of the chosen logits at them."""
+    """Multiply tokens [b k d], less the mean of those seen, by the chosen logits' gradients."""
     found, pull = jax.vjp(logits, tokens)
     wanted = jax.nn.one_hot(chosen.T, found.shape[1], dtype=found.dtype)  # m b c
     (gradients,) = jax.vmap(pull)(wanted)
+    weights = seen / jnp.maximum(seen.sum(axis=1, keepdims=True), 1)  # b k
     parts = (
-        jnp.einsum("mbkd,bkd->bmk", g, t, preferred_element_type=jnp.float32)
-        for g, t in zip(gradients, tokens, strict=True)
+        jnp.einsum("mbkd,bkd->bmk", g, t - jnp.einsum("bk,bkd->bd", weights, t)[:, None])
+        for g, t in zip(gradients, (t.astype(jnp.float32) for t in tokens), strict=True)
     )
     return jax.nn.relu(sum(parts, start=jnp.zeros(())[None, None, None]))

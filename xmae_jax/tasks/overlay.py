@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 _OPAQUE = 0.6  # share of the colour where the map is highest
-_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_PLASMA)[:, 0, ::-1]
+_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_PLASMA)[0, :, ::-1]
 _TOP = 99.0  # percentile of the film's patches that gets the last colour: one patch may be far off
 _NARROW = 480  # px of a page at least, so that its text is read
 _ROWS = 256  # blended at once
