@@ -137,6 +137,23 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """What --task=predict writes; training does not read it."""
+
+    output: str | None
+    """A folder that is not there yet; None is the next of `predict/1`, `predict/2`, ... of the
+    run."""
+    heat: Literal["attention", "rollout", "gradient"] | None
+    """Where the model looked; None takes what suits the head, see `tasks/heat.py`."""
+    maps: int | Literal["all"]
+    """Findings of a film that are drawn, at most."""
+
+    def __post_init__(self) -> None:
+        if self.maps != "all" and self.maps < 0:
+            raise ValueError(f"maps must not be negative, got {self.maps}")
+
+
+@dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When a step is left out, and when a run that hangs is ended."""
 
@@ -207,6 +224,7 @@ class Config:
     mesh: MeshConfig
     plan: PlanConfig
     export: ExportConfig
+    predict: PredictConfig
     optim: OptimConfig
     objective: dict[str, Any]
 

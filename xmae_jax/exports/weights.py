@@ -39,7 +39,12 @@ def renamed(flat: Arrays, table: str) -> tuple[Arrays, Arrays]:
 
 
 def with_positions(
-    arrays: Arrays, table: str, *, flat: Arrays, encoder: EncoderConfig, grid: tuple[int, int],
+    arrays: Arrays,
+    table: str,
+    *,
+    flat: Arrays,
+    encoder: EncoderConfig,
+    grid: tuple[int, int],
     decoder: int | None,
 ) -> Arrays:
     """Add the tables that are added to tokens, [1 1+n d]: zeros for CLS, then patches in rows.
@@ -54,7 +59,9 @@ def with_positions(
     made = {keys["encoder"]: patches}
     if decoder is not None:
         made[keys["decoder"]] = sincos_2d(grid, decoder, base_grid=fixed)
-    return arrays | {key: np.pad(np.asarray(one), ((1, 0), (0, 0)))[None] for key, one in made.items()}
+    return arrays | {
+        key: np.pad(np.asarray(one), ((1, 0), (0, 0)))[None] for key, one in made.items()
+    }
 
 
 def head(flat: Arrays) -> Arrays:

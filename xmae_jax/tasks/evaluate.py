@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from xmae_jax import config as config_lib
 from xmae_jax import infer, rng, sharding, writers
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow
@@ -25,14 +24,12 @@ from xmae_jax.data.manifest import DataError, load_manifest
 from xmae_jax.data.records import SPLITS
 from xmae_jax.evaluators.classification import Classification, comparison_table, table
 from xmae_jax.evaluators.page import results_page
-from xmae_jax.program import lay_out
 from xmae_jax.scores.compare import compare
 from xmae_jax.scores.predictions import Predictions, PredictionsError, from_csv
 from xmae_jax.scores.summary import CHOSEN_ON, summarise
-from xmae_jax.tasks.model import LoadedRun, load_run
+from xmae_jax.tasks.model import LoadedRun, load_run, placed, refuse_other_changes
 from xmae_jax.tasks.split import Split, open_split
 from xmae_jax.tasks.train import class_stats, every_row, mesh_of, refuse_leaks
-from xmae_jax.typing import TrainState
 
 NAME = "classification"
 
@@ -44,7 +41,7 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
     for a split that is not there, and Leaked where films stand in training too.
     """
     loaded = load_run(workdir)
-    _refuse_other_changes(config, loaded.config)
+    refuse_other_changes(config, loaded, task="evaluate")
     if "classify" not in loaded.objective.predict_fns():
         raise ConfigError(f"--workdir={workdir}: objective {config.objective['name']!r} predicts"
                           " no findings")  # fmt: skip
@@ -126,17 +123,6 @@ def _other(place: Path, split: str) -> Path:
     return newest
 
 
-def _refuse_other_changes(config: Config, saved: Config) -> None:
-    """Stop where more than data and devices is other than in training."""
-    free = ("config.data.", "config.mesh.", "config.batch_size", "config.micro_batch_size")
-    texts = [config_lib.to_json(c) for c in (saved, config)]
-    changes = [c for c in config_lib.differences(*texts) if not c.startswith(free)]
-    if changes:
-        raise ConfigError("a finished run is evaluated as it was trained; only config.data,"
-                          " config.mesh and batch sizes may change:\n  "
-                          + "\n  ".join(changes))  # fmt: skip
-
-
 def _splits(config: Config, wanted: str | None) -> list[str]:
     """Name the splits to score."""
     there = {entry["split"] for path in config.data.paths for entry in load_manifest(path)["files"]}
@@ -186,16 +172,7 @@ class Model:
 
     def __init__(self, loaded: LoadedRun, config: Config):
         self._config, self._objective, self._mesh = config, loaded.objective, mesh_of(config)
-        with jax.set_mesh(self._mesh):
-            where = lay_out(config, loaded.objective, self._mesh).shardings
-            self._state = TrainState(
-                step=loaded.step,
-                params=jax.device_put(loaded.params, where.params),
-                frozen=jax.device_put(loaded.frozen, where.frozen),
-                opt_state={},
-                extra=jax.device_put(loaded.extra, where.extra),
-                guard={},
-            )
+        self._state = placed(loaded, config, self._mesh)
         classify = loaded.objective.predict_fns()["classify"]
         self._predict = infer.compile_predict(classify, self._mesh, rng.key(config.seed, "eval"))
 

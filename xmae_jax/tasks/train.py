@@ -20,10 +20,11 @@ import numpy as np
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, init_from, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
-from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig
+from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.index import Index, read_entries, read_index
+from xmae_jax.data.manifest import film_format
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.reconstruction import Reconstruction
@@ -78,6 +79,7 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     config = dataclasses.replace(
         config,  # without what other tasks are asked: no part of a run
         plan=PlanConfig(None, False, None),
+        predict=PredictConfig(None, None, 3),
         export=ExportConfig("safetensors", False, None),
     )
     objective, training = open_objective(config)
@@ -111,8 +113,10 @@ def _run(
     name, findings = config.data.eval_split, training.subset.findings
     held_out = open_split(config, name, findings=findings) if name else None
     listed = [
-        {"records": size, "digest": digest}
-        for size, digest in zip(training.sizes, training.digests, strict=True)
+        {"records": size, "digest": digest, "film": film_format(path)}
+        for path, size, digest in zip(
+            config.data.paths, training.sizes, training.digests, strict=True
+        )
     ]
     if hosts.from_first(lambda: listed) != listed:
         raise ConfigError(f"config.data.path: process {hosts.own()} has other data than process 0")
