@@ -197,7 +197,7 @@ def without(arrays, name):
             state_dict() | {"blocks.0.attn.q_norm.weight": np.ones(4)},
             ["extra blocks.0.attn.q_norm"],
         ),
-        (state_dict() | {"blocks.0.ls1.gamma": np.ones(16)}, ["layer_scale is None"]),
+        (state_dict() | {"blocks.0.ls1.gamma": np.ones(16)}, ["layer_scale is to be a number"]),
         (state_dict() | {"norm.bias": np.full(16, np.nan)}, ["not finite: norm.bias"]),
         (state_dict() | {"module.norm.bias": np.ones(16)}, ["two parameters of one name"]),
         (state_dict(channels=2), ["2 channels, and mean"]),
