@@ -25,6 +25,7 @@ from xmae_jax.data.findings import place_of
 from xmae_jax.data.index import label_matrix, read_entries, read_index
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
+from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
@@ -34,6 +35,7 @@ from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.typing import Evaluator
 
+
 def _reconstruction(config: Config, objective: Any) -> Evaluator:
     return Reconstruction()
 
@@ -42,7 +44,21 @@ def _segmentation(config: Config, objective: Any) -> Evaluator:
     return Segmentation()
 
 
+def _classification(config: Config, objective: Any) -> Evaluator:
+    split = config.data.eval_split
+    entries = [
+        [entry for entry in read_entries(path) if entry.split == split]
+        for path in config.data.paths
+    ]
+    return Classification(
+        findings=objective.findings,
+        entries={"val": entries},
+        train_positive=np.array(objective.class_stats[0]),
+    )
+
+
 EVALUATORS = {
+    "classify": ("classification", _classification),
     "reconstruct": ("reconstruction", _reconstruction),
     "segment": ("segmentation", _segmentation),
 }
