@@ -28,6 +28,7 @@ from xmae_jax.heads import make_head
 from xmae_jax.heads.parts import dropout
 from xmae_jax.heads.query import QueryConfig
 from xmae_jax.heads.text import read_embeddings
+from xmae_jax.optim import NO_DECAY
 
 GLORI = QueryConfig(
     kind="query",
@@ -117,6 +118,8 @@ def test_glori_has_the_published_parameters(skip, count):
 )
 def test_forward_against_the_definition(config, findings, valid):
     (apply, params), features = as_function(head_of(config, findings)), features_of(valid=valid)
+    # So short that q + q is not q to the norm, whose epsilon counts.
+    params["queries"] *= 0.01
     got = apply(params, features)
     logits, attention = definition(params, config, features, findings=findings)
     np.testing.assert_allclose(got["logits"], logits, rtol=1e-5, atol=1e-5)
@@ -234,6 +237,15 @@ def test_parameters_start_as_pytorch_starts_them():
         assert not np.any(p[f"attention/{name}/bias"])
     assert np.abs(p["attention/out/kernel"]).max() == pytest.approx(768**-0.5, rel=0.01)
     assert not np.any(p["attention/out/bias"]) and not np.any(p["readout/bias"])
+
+
+def test_every_parameter_has_a_place_and_kernels_alone_decay():
+    params = params_of(head_of(SMALL, 4))
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    placed = sharding.state_shardings({"params": {"head": params}}, mesh)
+    assert flat(placed["params"]["head"]).keys() == flat(params).keys()
+    for name in flat(params):
+        assert bool(NO_DECAY.fullmatch(f"head/{name}")) is not name.endswith("kernel"), name
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ ALL = [
     Focal("focal", 0.5),
     ASYMMETRIC,
     Asymmetric("asymmetric", 4.0, 1.0, 0.0),
-    Asymmetric("asymmetric", 0.0, 0.5, 0.05),
+    Asymmetric("asymmetric", 0.5, 0.0, 0.05),
+    Asymmetric("asymmetric", 2.0, 1.0, 1e-9),
     BALANCED,
     ClassBalanced("class_balanced", 0.0),
     ADJUSTED,
@@ -128,7 +129,10 @@ def test_large_logits(config):
     np.testing.assert_allclose(each[:2], 0.0, atol=1e-30)
     weight = math.exp(0.5) if config == EXPONENTIAL else 1.0
     clipped = isinstance(config, Asymmetric) and config.clip > 0
-    wrong = [-math.log(0.05) * 0.95**config.gamma_negative if clipped else 100.0, 100.0]
+    missed = (
+        -math.log(config.clip) * (1 - config.clip) ** config.gamma_negative if clipped else 100.0
+    )
+    wrong = [missed, 100.0]
     np.testing.assert_allclose(each[2:4, 0], np.array(wrong) * weight, rtol=1e-5)
 
 
