@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import small_encoder
 from xmae_jax import rng, sharding
 from xmae_jax.data.findings import FINDINGS
 from xmae_jax.data.records import encode_image
 from xmae_jax.data.views import LabelledView
 from xmae_jax.heads.linear import LinearConfig
-from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.objectives.losses import Bce
 from xmae_jax.objectives.supervised import Supervised
 from xmae_jax.optim import OptimConfig, Optimizer
@@ -29,7 +29,7 @@ def small(**changes) -> Supervised:
         compute_dtype="float32",
         attention="plain",
         remat="none",
-        encoder=EncoderConfig(width=8, depth=2, heads=2, patch_size=4, stem="linear", base_grid=4),
+        encoder=small_encoder(width=8, base_grid=4),
         head=LinearConfig(kind="linear", pool="mean", layers=2),
         findings=("Edema", "Nodule", "Mass"),
         criterion=Bce(kind="bce"),
