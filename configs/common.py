@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
                 clip_norm=optional(1.0),
                 layer_decay=1.0,
                 freeze=(),
+                grid=optional(),
             ),
             objective=dict(
                 name="mae",
