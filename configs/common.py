@@ -14,6 +14,36 @@ VIT = {
 }
 
 
+# The 14 findings of ChestX-ray14 (Wang et al., arXiv 1705.02315).
+CHESTXRAY14 = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Pleural Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
+
+# Those that data_prep.phantoms plants.
+PHANTOMS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Pleural Effusion",
+    "Nodule",
+    "Pneumothorax",
+)
+
+
 def optional(value=None):
     """Make a key that may hold anything or nothing, so that a flag can set it."""
     key = placeholder(object)
@@ -110,7 +140,26 @@ def get_config() -> ConfigDict:
     )
 
 
-def smoke(c: ConfigDict, *, image_size: int, keep: int) -> ConfigDict:
+def supervised(c: ConfigDict, findings: tuple[str, ...], *, head: dict, encoder: dict) -> ConfigDict:
+    """Make it a run that learns findings; what the objective needs beside them stays to be set."""
+    c.objective = ConfigDict(
+        dict(
+            name="supervised",
+            encoder=encoder,
+            head=head,
+            findings=findings,
+            criterion=dict(kind="bce"),
+            uncertain="ignore",
+            drop_path=0.0,
+            ema_decay=optional(),
+        )
+    )
+    # A split is scored whole.
+    c.eval_rows = 1_000_000
+    return c
+
+
+def smoke(c: ConfigDict, *, image_size: int, keep: int | None = None) -> ConfigDict:
     """Shrink a run to a minute on a laptop: a small model, small films, 50 steps, float32."""
     c.name += "_smoke"
     c.image_size, c.compute_dtype, c.remat = image_size, "float32", "none"
@@ -119,8 +168,9 @@ def smoke(c: ConfigDict, *, image_size: int, keep: int) -> ConfigDict:
     c.eval_rows = 16
     c.data.threads = 2
     c.objective.encoder.update(width=96, depth=2, heads=3)
-    c.objective.decoder.update(width=64, depth=2, heads=2)
-    c.objective.mask.keep = keep
+    if keep is not None:
+        c.objective.decoder.update(width=64, depth=2, heads=2)
+        c.objective.mask.keep = keep
     # The peak rate of a batch of 8 would be tiny under the linear rule.
     c.optim.blr = 1e-3 * 256 / 8
     return c

@@ -1,6 +1,5 @@
 """One input file to one record: what runs in the processes that read files."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
 from xmae_jax.data.film import Film, FilmError, dicom_ids, read_deep, read_film
-from xmae_jax.data.index import Entry, perceptual_hash, pixel_digest
+from xmae_jax.data.index import Entry, label_text, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import hull
-from xmae_jax.data.records import FINDINGS, MASK_SIDE, Record, Report
+from xmae_jax.data.people import stored_age
+from xmae_jax.data.records import MASK_SIDE, Record, Report
 
 FITS = ("pad", "squash")
 FRAMES = ("refuse", "first")
@@ -54,7 +54,6 @@ class Made:
 
     example: bytes  # the record as it is stored
     entry: Entry
-    labels: dict[str, int]  # finding -> 1, 0 or -1, where known
 
 
 def unknown_patient(film: str) -> str:
@@ -105,6 +104,8 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
         patient=keyed_id(key, "patient", patient),
         study=keyed_id(key, "study", job.row.study or film.study or alone),
         view=view,
+        sex=job.row.sex or film.sex,
+        age=film.age if job.row.age is None else stored_age(job.row.age),
         source=job.row.source,
         split=job.split,
         labels=job.row.labels,
@@ -113,9 +114,7 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
         original_size=np.array(film.original_size, np.int32),
         valid_box=np.array(box, np.int32),
     )
-    known = zip(FINDINGS, job.row.findings, strict=True)
-    labels = {name: int(value) for name, value in known if not math.isnan(value)}
-    return Made(records.encode(record), _entry(record, film), labels)
+    return Made(records.encode(record), _entry(record, film))
 
 
 def _entry(record: Record, film: Film) -> Entry:
@@ -126,6 +125,9 @@ def _entry(record: Record, film: Film) -> Entry:
         split=record["split"],
         source=record["source"],
         view=record["view"],
+        sex=record["sex"],
+        age=record["age"],
+        labels=label_text(record["labels"].tolist()),
         pixels=pixel_digest(film.pixels),
         phash=perceptual_hash(film.pixels),
         kind=film.kind,

@@ -19,6 +19,7 @@ from xmae_jax.data.manifest import DataError, describe, file_digest
 from xmae_jax.data.records import FINDINGS, SPLITS
 
 REJECTED = "rejected.csv"
+_NAMES = {"u": "-1"}  # of a label in the manifest, by its character in the index
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def finish(
     manifest = {
         **about,
         "files": shards,
-        "counts": {**_counts(stay, kept, rejected), **_pair_counts(pairs, entries, out)},
+        "counts": {**_counts(stay, rejected), **_pair_counts(pairs, entries, out)},
         "metadata": metadata,
     }
     made = [(part.path, len(one.entries)) for part, one in zip(parts, outcomes, strict=True)]
@@ -140,17 +141,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _counts(
-    stay: Sequence[Entry],
-    kept: Sequence[_Kept],
-    rejected: Sequence[tuple[str, str]],
-) -> dict[str, Any]:
+def _counts(stay: Sequence[Entry], rejected: Sequence[tuple[str, str]]) -> dict[str, Any]:
     labels: dict[str, dict[str, Counter[str]]] = {}
-    for one in kept:
-        of_split = labels.setdefault(one.part.split, {})
-        for known in _of(one, one.outcome.labels):
-            for finding, value in known.items():
-                of_split.setdefault(finding, Counter())[str(value)] += 1
+    for entry in stay:
+        of_split = labels.setdefault(entry.split, {})
+        for finding, value in zip(FINDINGS, entry.labels, strict=True):
+            if value != ".":
+                of_split.setdefault(finding, Counter())[_NAMES.get(value, value)] += 1
     return {
         "films": len(stay),
         "rejected": len(rejected),

@@ -15,6 +15,7 @@ from data_prep.given import Mask, Parts
 from data_prep.tables import UNKNOWN, VALUES, Labels, Line, Table, without_suffix
 from xmae_jax.data.findings import FINDINGS, find
 from xmae_jax.data.manifest import file_digest
+from xmae_jax.data.people import plausible
 from xmae_jax.data.records import DataError, Report
 
 SKIPPED = frozenset({"labels.csv", "reports.csv", "phantoms.json", "rejected.csv", "manifest.json"})
@@ -25,7 +26,7 @@ SPLIT_NAMES |= dict.fromkeys(
 )
 # Of labels.csv, beside the findings.
 _COLUMNS = tuple(
-    "image patient_id study_id view source mask_source split licence mask_licence".split()
+    "image patient_id study_id view source mask_source split licence mask_licence sex age".split()
 )
 
 
@@ -42,6 +43,8 @@ class Row:
     split: str = ""  # "train", "val" or "test"; empty: by the hash of the patient
     licence: str = ""
     mask_licence: str = ""
+    sex: str = ""  # "F" or "M"
+    age: float | None = None  # years, plausible or not
 
     @property
     def labels(self) -> np.ndarray:
@@ -132,6 +135,9 @@ class Join:
             if row.patient in self.splits and not row.split:
                 self.rows[film] = replace(row, split=self.splits[row.patient])
         tables, notes = list(tables), list(notes)
+        odd = sum(row.age is not None and not plausible(row.age) for row in self.rows.values())
+        if odd:
+            notes.append(f"{odd:,} films have an age that nobody has: taken for unknown")
         if self._rest:
             notes.append(f"{self._rest} films that no table names: patients by the films' names")
         if masks is None or isinstance(masks, dict):
@@ -294,6 +300,8 @@ def read_labels(path: Path, join: Join) -> list[str]:
             split=split_name(line, "split"),
             licence=line.word("licence"),
             mask_licence=line.word("mask_licence"),
+            sex=line.sex("sex"),
+            age=line.age("age"),
         )
         join.add(film, row, line)
         unknown -= {name for name in unknown if line.cells[name].strip() not in VALUES}

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from data_prep import splits
-from data_prep.films import Job, Made, Settings, make_record
+from data_prep.films import Job, Settings, make_record
 from data_prep.inputs import mask_digest, sha256_of
 from data_prep.sandbox import PASSING, Sandbox
 from xmae_jax.data import records
@@ -56,7 +56,6 @@ class Outcome:
     """What became of a part's inputs."""
 
     entries: tuple[Entry, ...]  # of the records, in order
-    labels: tuple[dict[str, int], ...]  # likewise
     films: tuple[str, ...]  # likewise
     rejected: tuple[tuple[str, str], ...]  # film, reason
     digests: dict[str, str]  # film -> digest of its files
@@ -111,7 +110,7 @@ def build_part(part: Part, recipe: Recipe, sandbox: Sandbox, *, tell: Tell) -> N
     key = splits.load_key(recipe.key)
     digests: dict[str, str] = {}
     rejected: list[tuple[str, str]] = []
-    made: list[tuple[str, Made]] = []
+    made: list[tuple[str, Entry]] = []
 
     def examples() -> Iterator[bytes]:
         calls = ((job, recipe.settings, key) for job in part.jobs)
@@ -123,7 +122,7 @@ def build_part(part: Part, recipe: Recipe, sandbox: Sandbox, *, tell: Tell) -> N
                 rejected.append((job.film, one.reason))
                 tell(1, 1)
                 continue
-            made.append((job.film, Made(b"", one.entry, one.labels)))
+            made.append((job.film, one.entry))
             yield one.example
             tell(1, 0)
 
@@ -135,8 +134,7 @@ def build_part(part: Part, recipe: Recipe, sandbox: Sandbox, *, tell: Tell) -> N
         "digests": digests,
         "rejected": rejected,
         "films": [film for film, _ in made],
-        "entries": [one.entry for _, one in made],
-        "labels": [one.labels for _, one in made],
+        "entries": [entry for _, entry in made],
     }
     half.rename(part.path)
     half.write_text(json.dumps(seal(notes)))
@@ -172,7 +170,6 @@ def read_outcome(part: Part) -> Outcome:
 def _outcome(notes: dict[str, Any]) -> Outcome:
     return Outcome(
         entries=tuple(Entry._make(entry) for entry in notes["entries"]),
-        labels=tuple(notes["labels"]),
         films=tuple(notes["films"]),
         rejected=tuple((film, reason) for film, reason in notes["rejected"]),
         digests=notes["digests"],

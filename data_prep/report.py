@@ -112,6 +112,7 @@ def write_report(directory: Path, manifest: Mapping[str, Any], *, films: Films) 
         near=NEAR,
         made=numbers.made(manifest),
         splits=numbers.splits(entries),
+        people=numbers.people(entries),
         remarks=numbers.remarks(entries, counts) + list(manifest.get("notes", ())),
         bars=numbers.all_bars(entries),
         histograms=numbers.histograms(entries, measures),

@@ -1,5 +1,6 @@
 """The numbers of `report.html`: counts, remarks and charts."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,15 @@ from data_prep.contours import MIN_QUALITY
 from data_prep.pictures import has_writing
 from xmae_jax.data.index import Entry
 from xmae_jax.data.records import FINDINGS, SPLITS, Record, decode_image, decode_mask
+
+_SEXES = {"F": "female", "M": "male", "": "sex unknown"}
+_NO_AGE = "age unknown"
+_BANDS = (  # of years: name, the next one's first
+    ("under 18 years", 18.0),
+    ("18 to 39", 40.0),
+    ("40 to 64", 65.0),
+    ("65 and over", math.inf),
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,21 @@ def splits(entries: Sequence[Entry]) -> list[tuple[str, int, int, int]]:
         patients, studies = ({getattr(e, name) for e in of_split} for name in ("patient", "study"))
         rows.append((split, len(of_split), len(patients), len(studies)))
     return rows
+
+
+def people(entries: Sequence[Entry]) -> list[tuple[str, list[int]]]:
+    """Count films by sex and by age in each split that has films; nothing if neither is known."""
+    if not any(entry.sex or not math.isnan(entry.age) for entry in entries):
+        return []
+    held = {entry.split for entry in entries}
+    counts = Counter((entry.split, _SEXES[entry.sex]) for entry in entries)
+    counts += Counter((entry.split, _band(entry.age)) for entry in entries)
+    names = [*_SEXES.values(), *(name for name, _ in _BANDS), _NO_AGE]
+    return [(name, [counts[split, name] for split in SPLITS if split in held]) for name in names]
+
+
+def _band(age: float) -> str:
+    return next((name for name, below in _BANDS if age < below), _NO_AGE)
 
 
 def findings(counts: Mapping[str, Any]) -> list[tuple[str, dict[str, Known]]]:

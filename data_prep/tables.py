@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xmae_jax.data.findings import FINDINGS, find
+from xmae_jax.data.people import age_of, sex_of
 from xmae_jax.data.records import DataError
 
 Labels = tuple[float, ...]
@@ -59,6 +60,20 @@ class Line:
         if len(text) > 1 and text[0] in "=+-@":
             raise self.error(column, "begins like a formula of a spreadsheet")
         return text
+
+    def sex(self, column: str) -> str:
+        """Read a sex: "F", "M", or blank where the table has no such column or does not tell."""
+        sex = sex_of(self.cells.get(column, ""))
+        if sex is None:
+            raise self.error(column, "no sex, such as F, M, female, male, blank")
+        return sex
+
+    def age(self, column: str) -> float | None:
+        """Read an age in years, plausible or not; None where there is none."""
+        age = age_of(self.cells.get(column, ""))
+        if age is None:
+            raise self.error(column, "no age, such as 34, 034Y, 18M, blank")
+        return None if math.isnan(age) else age
 
     def section(self, column: str) -> str:
         """Return a section of a report."""

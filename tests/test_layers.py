@@ -17,6 +17,7 @@ LAYERS = [
     {"heads"},
     {"models"},
     {"attention"},
+    {"scores"},
     {"chips", "clock", "digest", "flops", "hlo", "hosts", "lock", "metrics", "rng", "seal"}
     | {"sharding", "stop"},
     {"typing"},

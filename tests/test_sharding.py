@@ -52,8 +52,8 @@ def test_a_rule_for_every_leaf_and_moments_beside_their_parameter(c, kind):
         assert specs[f"opt_state/1/mu/{inner}"] == specs[parameter]
         assert specs[f"opt_state/1/nu/{inner}"] == specs[parameter]
         assert specs[f"extra/ema/{inner}"] == specs[parameter]
-        # A kernel is what is large: none is left whole, but for the lung model's.
-        assert "fsdp" in specs[parameter] or inner.split("/")[0] in ("unet", "dense")
+        # A kernel is what is large: none is left whole, but for the lung model's and heads'.
+        assert "fsdp" in specs[parameter] or inner.split("/")[0] in ("unet", "dense", "head")
 
 
 def test_what_no_rule_covers_is_named():

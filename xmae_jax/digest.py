@@ -33,6 +33,18 @@ def unflatten(flat: dict[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(structure, [flat[leaf_path(path)] for path, _ in paths])
 
 
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Turn path -> leaf into nested dicts."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *folders, last = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = leaf
+    return tree
+
+
 def _mix(x: UInt32[Array, "*n"]) -> UInt32[Array, "*n"]:
     """Send 32 bits to 32 bits, one to one (the finaliser of MurmurHash3)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)

@@ -38,7 +38,7 @@ RULES = (
     (r".*/(embed|patch_embed(/\w+)?|pixels)/kernel", P("fsdp")),
     (r".*/(embed|patch_embed(/\w+)?|pixels|norm)/(bias|scale)", P()),
     (r".*/(cls|mask_token)", P()),
-    (r".*/(unet|dense)/.*", P()),  # a million parameters: a copy on every device
+    (r".*/(unet|dense|head)/.*", P()),  # ten million parameters: a copy on every device
     (r"step|guard/\w+|opt_state/.*/?count", P()),
 )
 """(regular expression over the paths of the train state, how to split); the first match counts.

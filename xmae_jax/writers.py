@@ -78,7 +78,9 @@ class Writer:
             self._board.close()
 
 
-_PANEL = 224
+PANEL = 224
+"""Side of a panel of a page, in pixels."""
+
 _GAP = 8
 _HEAD = 30
 
@@ -89,7 +91,7 @@ _UNSEEN = np.array([0.20, 0.30, 0.48])
 
 def _panel(pixels: Float[np.ndarray, "h w"] | Float[np.ndarray, "h w 3"]) -> Image.Image:
     image = Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
-    return image.convert("RGB").resize((_PANEL, _PANEL), Image.Resampling.LANCZOS)
+    return image.convert("RGB").resize((PANEL, PANEL), Image.Resampling.LANCZOS)
 
 
 def outlined(
@@ -137,7 +139,7 @@ def contact_sheet(
     path: Path, films: UInt8[np.ndarray, "b h w 1"], *, names: Sequence[str], title: str
 ) -> None:
     """Write films under their names as one PNG, eight in a row."""
-    side, font = _PANEL // 2, ImageFont.load_default(11)
+    side, font = PANEL // 2, ImageFont.load_default(11)
     columns, lines = min(8, len(films)), -(-len(films) // 8)
     width = max(_GAP + columns * (side + _GAP), 560)
     page = Image.new("RGB", (width, _HEAD + lines * (side + 24)), "white")
@@ -153,15 +155,15 @@ def contact_sheet(
 def picture(path: Path, rows: Sequence[Mapping[str, Image.Image]], *, title: str) -> None:
     """Write rows of equal panels under their names as one PNG, atomically."""
     names = list(rows[0])
-    width = _GAP + len(names) * (_PANEL + _GAP)
-    page = Image.new("RGB", (width, 2 * _HEAD + len(rows) * (_PANEL + _GAP)), "white")
+    width = _GAP + len(names) * (PANEL + _GAP)
+    page = Image.new("RGB", (width, 2 * _HEAD + len(rows) * (PANEL + _GAP)), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
     draw.text((_GAP, 6), title, "black", font)
     for column, name in enumerate(names):
-        x = _GAP + column * (_PANEL + _GAP)
+        x = _GAP + column * (PANEL + _GAP)
         draw.text((x, _HEAD + 4), name, "black", font)
         for row, panels in enumerate(rows):
-            page.paste(panels[name], (x, 2 * _HEAD + row * (_PANEL + _GAP)))
+            page.paste(panels[name], (x, 2 * _HEAD + row * (PANEL + _GAP)))
     _write_picture(path, page)
 
 

@@ -38,7 +38,13 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
         if not patient or patient != f"nih:{line.id('Patient ID').lstrip('0')}":
             raise line.error("Patient ID", "not the number at the beginning of the image's name")
         row = _row(patient, official.get(image, ""))
-        row = replace(row, view=line.word("View Position"), findings=_labels(line))
+        row = replace(
+            row,
+            view=line.word("View Position"),
+            findings=_labels(line),
+            sex=line.sex("Patient Gender"),
+            age=line.age("Patient Age"),
+        )
         join.add(join.film(without_suffix(image)), row, line)
 
     def row_of(film: str) -> Row | None:

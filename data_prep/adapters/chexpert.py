@@ -40,7 +40,13 @@ def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path
             row = _row(path)
             if row is None or not row.split:
                 raise line.error("Path", "not .../train/patient00001/study1/view1_frontal.jpg")
-            row = replace(row, view=_view(line, row.view), findings=findings(line))
+            row = replace(
+                row,
+                view=_view(line, row.view),
+                findings=findings(line),
+                sex=line.sex("Sex"),
+                age=line.age("Age"),
+            )
             join.add(join.film("/".join(without_suffix(path).split("/")[-3:])), row, line)
     join.add_rest(_row)
     return join.inputs(tables=tables, masks=masks)

@@ -12,6 +12,7 @@ from data_prep.adapters.shared import labels_of, need, refuse, text_of, there
 from data_prep.given import Mask, Parts
 from data_prep.inputs import Inputs, Join, Row
 from data_prep.tables import MAX_TEXT
+from xmae_jax.data.people import age_of, sex_of
 from xmae_jax.data.records import Report
 
 _WHERE = "https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html"
@@ -28,6 +29,8 @@ _PERSON = re.compile(
     rf"|^\s*(?:[mf](?:{_GAP}{_AGE}|\s*(?:[,;:/]|$))|{_AGE}{_GAP}[mf]\b|{_YEARS})",
     re.IGNORECASE,
 )
+_A_SEX = re.compile(r"\b(?:[fm]|(?:fe)?male|(?:wo)?man|boy|girl)\b", re.IGNORECASE)
+_AN_AGE = re.compile(rf"\b(\d{{1,3}}){_GAP}(y|mo|w|d)?", re.IGNORECASE)
 
 
 def scan_montgomery(
@@ -97,25 +100,33 @@ def _inputs(
         ill = float(match[2])
         found = labels_of({"No Finding": 1 - ill, "Tuberculosis": ill})
         mine = masks is None and film in given
+        text, sex, age = _reading(join.root.parent / "ClinicalReadings" / f"{film[:-4]}.txt")
         join.rows[film] = replace(
             row,
+            sex=sex,
+            age=age,
             patient=patient,
             study=patient,
             findings=found,
             mask_source=row.mask_source if mine else "",
             mask_licence=row.mask_licence if mine else "",
         )
-        text = _reading(join.root.parent / "ClinicalReadings" / film.replace(".png", ".txt"))
         if text:
             reports[patient] = Report(findings=text, impression="")
     return join.inputs(tables=(), masks=masks or given, reports=reports)
 
 
-def _reading(path: Path) -> str:
-    """Read a radiologist's words without the person's sex and age."""
+def _reading(path: Path) -> tuple[str, str, float | None]:
+    """Read a radiologist's words without the person's sex and age, and these."""
     lines = (text_of(path) or "").splitlines()
     words = (
         _PERSON.sub(" ", line).strip(" \t,;:/.-") if _PERSON.search(line) else line.strip()
         for line in lines
     )
-    return " ".join(filter(None, words))[:MAX_TEXT]
+    person = " ".join(found[0] for line in lines for found in _PERSON.finditer(line))
+    sex, age = _A_SEX.search(person), _AN_AGE.search(person)
+    return (
+        " ".join(filter(None, words))[:MAX_TEXT],
+        (sex_of(sex[0]) or "") if sex else "",
+        age_of(f"{age[1]} {age[2] or ''}") if age else None,
+    )

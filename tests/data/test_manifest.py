@@ -158,9 +158,9 @@ def test_no_flipped_bit_of_a_manifest_passes(copy):
         ("\xff", "unreadable"),
         ("[" * 100_000, "unreadable"),
         ("{}", "unreadable"),
-        (json.dumps({"format": 1, "files": []}), "older version; run data_prep.build again"),
+        (json.dumps({"format": 3, "files": []}), "older version; run data_prep.build again"),
         (json.dumps({"format": 99, "files": []}), "format 99"),
-        (json.dumps({"format": 3, "files": []}), "edited since it was written"),
+        (json.dumps({"format": 4, "files": []}), "edited since it was written"),
     ],
 )
 def test_an_unusable_manifest_is_bad_data(copy, text, part):

@@ -131,6 +131,7 @@ def test_chexpert(tmp_path, batches):
     assert known(rows["chexpert:patient00001AP"]) == {"No Finding": 1}
     assert known(rows["chexpert:patient00002PA"]) == {"Support Devices": -1}
     assert len(known(rows["chexpert:patient64541PA"])) == 14
+    assert [(row.sex, row.age) for row in rows.values()].count(("F", 68.0)) == 1
     assert [rows[name].split for name in sorted(rows)] == ["train"] * 3 + ["val", "test"]
 
 
@@ -140,6 +141,8 @@ def test_chestxray14(tmp_path):
     rows = {film.rpartition("/")[2]: row for film, row in inputs.rows.items()}
     assert set(rows) == set(names) and inputs.orphans == 0
     assert len(known(rows[names[1]])) == 15
+    assert {row.sex for row in rows.values()} == {"M"} and rows[names[1]].age == 57
+    assert inputs.notes == ("1 films have an age that nobody has: taken for unknown",)
     positive = {name for name, value in known(rows[names[1]]).items() if value == 1}
     assert positive == {"Cardiomegaly", "Pleural Effusion"}
     assert known(rows[names[2]])["Pleural Thickening"] == 1 == known(rows[names[0]])["No Finding"]
@@ -273,6 +276,7 @@ def test_montgomery(tmp_path):
     assert known(ill) == {"No Finding": 0, "Tuberculosis": 1}
     assert inputs.reports == {"montgomery:0001": {"findings": "normal", "impression": ""}}
     assert (normal.mask_source, ill.mask_source) == ("montgomery-manual", "")
+    assert (normal.sex, normal.age, ill.sex, ill.age) == ("F", 26, "", None)
     (film,) = inputs.masks
     mask = read_given(inputs.masks[film])
     assert mask.sum() == 2 * 25 * 10 and mask[6, 3] and mask[6, 20] and not mask[6, 14]
@@ -375,6 +379,9 @@ def test_real_films_are_joined(cxr):
         for value in (1, 0):
             assert told.count(value) == sum(row[name] == str(value) for row in columns)
     assert {row.licence for row in inputs.rows.values()} == {row["licence"] for row in columns}
+    rows = [inputs.rows[row["image"].removeprefix("images/")] for row in columns]
+    assert [row.sex for row in rows] == [row["sex"] for row in columns]
+    assert [row.age for row in rows] == [float(r["age"]) if r["age"] else None for r in columns]
 
 
 def test_the_example_of_the_docs_reads_padchest(tmp_path, monkeypatch):

@@ -198,20 +198,22 @@ def test_sub_headings_stay_in_their_section():
 
 
 @pytest.mark.parametrize(
-    ("text", "left"),
+    ("text", "left", "person"),
     [
-        ("Female, 30 years, PTB on the left", "PTB on the left"),
-        ("29 yrs male\nnormal", "normal"),
-        ("F\nM 45\nnormal", "normal"),
-        ("male 5 months: PTB, unchanged for 2 years", "PTB, unchanged for 2 years"),
-        ("Patient's Sex: F\nPatient's Age: 026Y\n2 nodules.", "2 nodules."),
-        ("45-year-old woman with PTB", "with PTB"),
-        ("45Y M\nPTB; a man aged 45", "PTB; a"),
-        ("M. tuberculosis in 12 foci of 45 mm", "M. tuberculosis in 12 foci of 45 mm"),
+        ("Female, 30 years, PTB on the left", "PTB on the left", ("F", 30)),
+        ("29 yrs male\nnormal", "normal", ("M", 29)),
+        ("F\n45 M\nnormal", "normal", ("F", 45)),
+        ("male 5 months: PTB, unchanged for 2 years", "PTB, unchanged for 2 years", ("M", 5 / 12)),
+        ("Patient's Sex: F\nPatient's Age: 026Y\n2 nodules.", "2 nodules.", ("F", 26)),
+        ("45-year-old woman with PTB", "with PTB", ("F", 45)),
+        ("45Y M\nPTB; a man aged 45", "PTB; a", ("M", 45)),
+        ("M. tuberculosis in 12 foci of 45 mm", "M. tuberculosis in 12 foci of 45 mm", ("", None)),
     ],
 )
-def test_readings_lose_sex_and_age_and_no_more(tmp_path, text, left):
+def test_readings_give_sex_and_age_and_lose_no_more(tmp_path, text, left, person):
     put(tmp_path / "CXR_png/CHNCXR_0327_1.png")
     put(tmp_path / "ClinicalReadings/CHNCXR_0327_1.txt", text)
     inputs = scan_shenzhen(tmp_path, masks=None, labels=None, reports=None)
     assert inputs.reports["shenzhen:0327"]["findings"] == left
+    (row,) = inputs.rows.values()
+    assert (row.sex, row.age) == (person[0], person[1] and pytest.approx(person[1]))

@@ -16,9 +16,12 @@ from PIL import Image
 
 from data_prep import splits
 from data_prep.build import main
+from tests.data.made import dicom
+from xmae_jax.data.index import label_matrix, read_entries
 from xmae_jax.data.records import FINDINGS, Records, decode_image, decode_mask
 
 HEX = set("0123456789abcdef")
+EDEMA, MASS = FINDINGS.index("Edema"), FINDINGS.index("Mass")
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +130,35 @@ def test_nothing_that_names_a_patient_is_stored(archive, tmp_path):
     for name, data in contents(output).items():
         assert b"ZZPHI" not in data and b"study-" not in data, name
         assert str(tmp_path).encode() not in data, name
+
+
+def test_sex_age_and_labels_of_tables_and_headers_reach_the_index(tmp_path):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    draw(folder / "images/a.png")
+    film = np.random.default_rng(1).integers(0, 4096, (90, 80), np.uint16)
+    for name in "bcd":
+        dicom(folder / f"images/{name}.dcm", film + ord(name), PatientSex="F", PatientAge="093Y")
+    rows = (
+        ("images/a.png", "p0", "Male", "18M", "1", ""),
+        ("images/b.dcm", "p1", "", "", "0", "-1"),
+        ("images/c.dcm", "p2", "M", "7", "", ""),
+        ("images/d.dcm", "p3", "", "414", "", ""),
+    )
+    table(folder / "labels.csv", ("image", "patient_id", "sex", "age", "Edema", "Mass"), *rows)
+    assert run(folder, output) == 0
+    entries = {entry.id: entry for entry in read_entries(output)}
+    films = [film for of_split in everything(output).values() for film in of_split]
+    told = sorted((e.sex, str(e.age), e.labels[EDEMA] + e.labels[MASS]) for e in entries.values())
+    assert told == [("F", "90.0", "0u"), ("F", "nan", ".."), ("M", "1.5", "1."), ("M", "7.0", "..")]
+    for film in films:
+        entry = entries[film["id"]]
+        assert film["sex"] == entry.sex
+        np.testing.assert_equal(film["age"], np.float32(entry.age))
+        np.testing.assert_array_equal(film["labels"], label_matrix([entry])[0])
+    notes = json.loads((output / "manifest.json").read_text())["notes"]
+    assert "1 films have an age that nobody has: taken for unknown" in notes
+    report = (output / "report.html").read_text()
+    assert "Sex and age" in report and "65 and over" in report
 
 
 def test_patients_stay_in_one_split_and_where_they_were(archive, tmp_path):

@@ -239,7 +239,9 @@ def test_leaks_are_told_by_id_a_few_of_each_kind():
 
 
 def entry(i, *, split, pixels, phash, patient=None):
-    made = dict.fromkeys(Entry._fields, "") | dict(bits=8, height=9, width=9, mask_quality=0.0)
+    made = dict.fromkeys(Entry._fields, "") | dict(
+        bits=8, height=9, width=9, mask_quality=0.0, age=0.0
+    )
     names = dict(id=f"{i:016x}", split=split, pixels=pixels, phash=phash.tobytes().hex())
     return Entry(**(made | names | dict(patient=patient or f"p{i}")))
 

@@ -90,6 +90,9 @@ BROKEN = {
         "image,Effusion,Pleural Effusion\nimages/a.png,1,1\n",
         ", line 1: columns 'Effusion' and 'Pleural Effusion' are one finding",
     ),
+    "sex": (f"{HEAD},sex\n{A},ZZ\n", ", line 2, column sex: no sex, such as"),
+    "age": (f"{HEAD},age\n{A},ZZ\n", ", line 2, column age: no age, such as"),
+    "another age": (f"{HEAD},age\n{A},3\n{A},4\n", ", line 3, column age: a second row"),
     "unknown split": (f"{HEAD},split\n{A},holdout\n", ", line 2, column split: neither train, val"),
     "patient in two splits": (
         f"{HEAD},split\n{A},train\n{B},test\n",

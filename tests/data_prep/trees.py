@@ -143,7 +143,19 @@ def chestxray14(folder, *, patients=60):
     ).split(",")
     said = ["No Finding", "Cardiomegaly|Effusion", "Pleural_Thickening"]
     rows = (
-        [name, said[index % 3], "0", str(int(name[:8])), "57", "M", "PA", "2", "2", "0.1", "0.1"]
+        [
+            name,
+            said[index % 3],
+            "0",
+            str(int(name[:8])),
+            "414" if index == 3 else "057Y",
+            "M",
+            "PA",
+            "2",
+            "2",
+            "0.1",
+            "0.1",
+        ]
         for index, name in enumerate(names)
     )
     table(folder / "Data_Entry_2017_v2020.csv", header, *rows)

@@ -16,6 +16,7 @@ from pydicom.filereader import read_dataset, read_partial
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from xmae_jax.data.limits import FilmError, check_size
+from xmae_jax.data.people import age_of, plausible, sex_of, stored_age
 
 MAX_HEADER = 8 << 20  # bytes before the pixels; pydicom needs up to 40 times as much for them
 _MAX_VALUE = 64 << 10  # bytes; of longer values only lookup tables are read
@@ -261,6 +262,8 @@ def dicom_facts(dataset: Any) -> dict[str, Any]:
         "burnt_in_text": _term(dataset, "BurnedInAnnotation") == "YES",
     }
     patient, study = raw_ids(dataset)
+    age = _age(dataset)
+    flags["age"] = not math.isnan(age) and not plausible(age)
     return {
         "view": view if view in _VIEWS else "",
         "modality": modality if modality in _FILMS else "",
@@ -268,6 +271,8 @@ def dicom_facts(dataset: Any) -> dict[str, Any]:
         "bits": int(dataset.BitsStored),
         "vendor": next((name for word, name in _VENDORS.items() if word in maker), ""),
         "flags": tuple(flag for flag, on in flags.items() if on),
+        "sex": sex_of(_term(dataset, "PatientSex")) or "",
+        "age": stored_age(age),
         "patient": patient,
         "study": study,
     }
@@ -275,6 +280,12 @@ def dicom_facts(dataset: Any) -> dict[str, Any]:
 
 def _term(dataset: Any, keyword: str) -> str:
     return str(dataset.get(keyword) or "").strip().upper()
+
+
+def _age(dataset: Any) -> float:
+    """Read an age in years; "000Y" is what devices write that were told none."""
+    age = age_of(_term(dataset, "PatientAge"))
+    return math.nan if age is None or (age == 0 and "Y" in _term(dataset, "PatientAge")) else age
 
 
 def raw_ids(dataset: Any) -> tuple[str, str]:

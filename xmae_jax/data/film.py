@@ -27,6 +27,7 @@ from xmae_jax.data.limits import MAX_BYTES, FilmError
 
 # All that `Film.flags` may hold, and what each means.
 FLAGS = looks.FLAGS | {
+    "age": "a DICOM header that gives an age that nobody has",
     "body_part": "a DICOM header that names another part of the body than the chest",
     "modality": "a DICOM header that names no kind of radiograph",
     "view": "a DICOM header that names a view that is not frontal, or not known",
@@ -58,6 +59,8 @@ class Film:
     kind: str = ""  # "PNG", "JPEG", "TIFF" or "DICOM" and its transfer syntax
     bits: int = 8  # of a stored sample
     vendor: str = ""  # of DICOM: a known maker's name, or empty
+    sex: str = field(default="", repr=False)  # of DICOM: "F", "M" or empty
+    age: float = field(default=math.nan, repr=False)  # of DICOM: years, as they are stored
     patient: str = field(default="", repr=False)  # raw ids: to be hashed, never to be shown
     study: str = field(default="", repr=False)
 

@@ -6,6 +6,7 @@ end. A name stands for another here only if the sources mean the same by it: a p
 (`Rib Fracture`, `Lobar Atelectasis`) is one of its own.
 """
 
+import difflib
 import re
 
 FINDINGS = (
@@ -96,3 +97,13 @@ _INDEX |= {_plain(alias): FINDINGS.index(name) for alias, name in ALIASES.items(
 def find(name: str) -> int | None:
     """Return a finding's place in the label vector by any of its spellings; None if it is none."""
     return _INDEX.get(_plain(name))
+
+
+def place_of(name: str) -> int:
+    """Return a finding's place in the label vector; ValueError with the nearest name if none."""
+    place = find(name)
+    if place is None:
+        close = difflib.get_close_matches(name, FINDINGS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name!r} is no finding{hint} (docs/data.md lists them)")
+    return place

@@ -10,6 +10,7 @@ inverted film.
 
 import csv
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from typing import NamedTuple
 import cv2
 import imagehash
 import numpy as np
-from jaxtyping import UInt8, UInt64
+from jaxtyping import Float32, UInt8, UInt64
 from PIL import Image
 
+from xmae_jax.data.findings import FINDINGS
 from xmae_jax.data.manifest import DataError, file_digest, load_manifest
 from xmae_jax.data.text_marks import shrunk
 
@@ -36,6 +38,9 @@ turned, mirrored or cropped further none. Films of two patients differ by 54 and
 patient by 50 (32 among 597 of 64 px), 1,000 phantoms by 28.
 """
 _ROWS, _COLUMNS = 512, 8192  # compared at once: bounds the memory of `near_pairs`
+_CHARACTERS = {1.0: "1", 0.0: "0", -1.0: "u"}
+_VALUES = np.full(256, np.nan, np.float32)  # of a label by its character
+_VALUES[[ord(name) for name in _CHARACTERS.values()]] = [*_CHARACTERS]
 _FLAT = 10  # grey levels that an edge without film has at most
 
 
@@ -48,6 +53,9 @@ class Entry(NamedTuple):
     split: str
     source: str
     view: str
+    sex: str  # "F", "M", or empty if unknown
+    age: float  # years, 90 above 89; NaN if unknown, an empty cell
+    labels: str  # a character a finding, in their order: 1, 0, u (uncertain) or . (unknown)
     pixels: str  # sha256 over shape and pixels, hex
     phash: str  # 64 hex digits
     kind: str  # "PNG", "JPEG", "TIFF", "DICOM ..." with its transfer syntax
@@ -103,7 +111,8 @@ def write_index(directory: str | os.PathLike, entries: Iterable[Entry]) -> None:
     with (Path(directory) / INDEX).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Entry._fields)
-        writer.writerows(entries)
+        for entry in entries:
+            writer.writerow(entry._replace(age="" if math.isnan(entry.age) else entry.age))
 
 
 def read_entries(directory: str | os.PathLike) -> list[Entry]:
@@ -122,7 +131,19 @@ def read_entries(directory: str | os.PathLike) -> list[Entry]:
 def _entry(line: list[str]) -> Entry:
     made = Entry._make(line)
     numbers = {name: int(getattr(made, name)) for name in ("bits", "height", "width")}
-    return made._replace(mask_quality=float(made.mask_quality), **numbers)
+    age = float(made.age) if made.age else math.nan
+    return made._replace(mask_quality=float(made.mask_quality), age=age, **numbers)
+
+
+def label_text(labels: Iterable[float]) -> str:
+    """Write labels, a character each: `1`, `0`, `u` for -1 (uncertain), `.` for NaN (unknown)."""
+    return "".join("." if math.isnan(value) else _CHARACTERS[value] for value in labels)
+
+
+def label_matrix(entries: Sequence[Entry]) -> Float32[np.ndarray, "n c"]:
+    """Read the labels of entries as records hold them: 1, 0, -1 (uncertain) or NaN (unknown)."""
+    text = "".join(entry.labels for entry in entries)
+    return _VALUES[np.frombuffer(text.encode(), np.uint8)].reshape(len(entries), len(FINDINGS))
 
 
 def read_index(directory: str | os.PathLike) -> dict[str, Index]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from xmae_jax.seal import seal, unseal
 
-FORMAT = 3  # of manifest.json and of the record; raised when an old reader would misread a new one
+FORMAT = 4  # of manifest.json and of the record; raised when an old reader would misread a new one
 MANIFEST = "manifest.json"
 HEAD = 64 * 1024  # bytes: tells shards apart, since the first record's id lies in them
 _NAMED = 3  # files that a message names; of more it tells the number
@@ -68,7 +68,7 @@ def load_manifest(directory: str | os.PathLike) -> dict[str, Any]:
         version = json.loads(text)["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: unreadable manifest ({type(error).__name__})") from None
-    if version in (1, 2):
+    if version in (1, 2, 3):
         raise DataError(f"{path}: written by an older version; run data_prep.build again")
     if version != FORMAT:
         raise DataError(f"{path}: format {version!r}, but this code reads format {FORMAT}")

@@ -60,6 +60,8 @@ class Record(TypedDict):
     patient: str
     study: str
     view: str  # "PA", "AP", "AP Supine", "L", ...; empty if unknown
+    sex: str  # "F", "M", or empty if unknown
+    age: float  # years, 90 above 89; NaN if unknown
     source: str
     split: str
     labels: Float32[np.ndarray, "c"]  # 1 present, 0 absent, -1 uncertain, NaN unknown
@@ -109,8 +111,9 @@ def _example_type() -> Any:
 
 
 _Example = _example_type()
-_TEXTS = ("mask_source", "id", "patient", "study", "view", "source", "split")
+_TEXTS = ("mask_source", "id", "patient", "study", "view", "sex", "source", "split")
 _MASKS = ("lung_mask", "lung_hull")
+_NUMBERS = ("mask_quality", "age")
 _PNG, _ONE_BIT_GREY = b"\x89PNG\r\n\x1a\n", b"\x01\x00"  # bit depth and colour type in IHDR
 
 
@@ -126,7 +129,8 @@ def encode(record: Record) -> bytes:
         feature[name].bytes_list.value.append(record[name].encode())
     for name, text in record["report"].items():
         feature[f"report/{name}"].bytes_list.value.append(str(text).encode())
-    feature["mask_quality"].float_list.value.append(record["mask_quality"])
+    for name in _NUMBERS:
+        feature[name].float_list.value.append(record[name])
     feature["labels"].float_list.value.extend(record["labels"].tolist())
     feature["spacing"].float_list.value.extend(record["spacing"].tolist())
     feature["original_size"].int64_list.value.extend(record["original_size"].tolist())
@@ -161,6 +165,8 @@ def decode(data: bytes) -> Record:
         patient=text("patient"),
         study=text("study"),
         view=text("view"),
+        sex=text("sex"),
+        age=feature["age"].float_list.value[0],
         source=text("source"),
         split=text("split"),
         labels=floats("labels"),
@@ -412,7 +418,7 @@ def _tfds_features(labels: int, dtype: Any) -> Any:
             "image": features.Image(shape=(None, None, 1), dtype=dtype),
             **{key: mask for key in _MASKS},
             **{key: features.Text() for key in _TEXTS},
-            "mask_quality": np.float32,
+            **{key: np.float32 for key in _NUMBERS},
             "labels": features.Tensor(shape=(labels,), dtype=np.float32),
             "report": features.FeaturesDict(
                 {"findings": features.Text(), "impression": features.Text()}

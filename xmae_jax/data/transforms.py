@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from PIL import Image
 
 cv2.setNumThreads(1)  # the loader's own threads share the cores out
@@ -90,3 +90,12 @@ def resize_mask(
     grey = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     edges = (crop.x0 * w, crop.y0 * h, min(crop.x1, 1.0) * w, min(crop.y1, 1.0) * h)
     return np.asarray(grey.resize((size, size), Image.Resampling.BOX, box=edges)) >= 128
+
+
+def coverage(box: Box, grid: tuple[int, int]) -> Float64[np.ndarray, "gh gw"]:
+    """Return the share of each cell of a grid over the whole film that lies in a box."""
+    shares = []
+    for low, high, cells in ((box.y0, box.y1, grid[0]), (box.x0, box.x1, grid[1])):
+        edge = np.arange(cells)
+        shares.append(np.clip(np.minimum(high * cells, edge + 1) - np.maximum(low * cells, edge), 0, 1))
+    return shares[0][:, None] * shares[1][None]

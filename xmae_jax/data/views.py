@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from xmae_jax.data import transforms
 from xmae_jax.data.augment import Augment, warp
+from xmae_jax.data.findings import place_of
 from xmae_jax.data.lungs import CHANNELS, convention, is_frontal, truths
 from xmae_jax.data.records import decode_image, decode_mask
 from xmae_jax.data.transforms import WHOLE, Box
@@ -104,4 +106,59 @@ class SegmentView:
         return {"image": image[:, :, None], "truth": truth, "known": known}
 
 
-VIEWS = {"film": FilmView, "segment": SegmentView}
+@dataclasses.dataclass(frozen=True)
+class LabelledView:
+    """A film and what is known of its findings.
+
+    `image` uint8 [s s 1]; `valid` bool [n], the patches of which half is film and not padding;
+    `labels` float32 [c] of `findings`: 1 present, 0 absent, -1 uncertain, NaN unknown.
+    """
+
+    image_size: int
+    grid: tuple[int, int]
+    findings: tuple[str, ...]
+    crop_scale: tuple[float, float] | None
+    """Share of the film that a random crop covers; None shows the whole film."""
+    augment: Augment | None
+    """How to change the film instead of a crop; None leaves it as it is."""
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None and self.augment is not None:
+            raise ValueError("data.crop_scale and data.augment both cut the film: choose one")
+
+    def __call__(
+        self,
+        record: dict[str, Any],
+        rng: np.random.Generator,
+        slots: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Decode and cut one record."""
+        slot = slots["image"][:, :, 0] if slots else None
+        plain = self.crop_scale is None and self.augment is None
+        pixels = decode_image(record["image"], slot if plain else None)
+        (h, w), size = pixels.shape, self.image_size
+        y0, x0, y1, x1 = (int(edge) for edge in record["valid_box"])
+        if self.augment is not None:
+            place = self.augment.place(rng, size)
+            image = self.augment.expose(rng, warp(pixels, place, size))
+            film = np.zeros((h, w), np.uint8)
+            film[y0:y1, x0:x1] = 255
+            valid = cv2.resize(
+                warp(film, place, size), self.grid[::-1], interpolation=cv2.INTER_AREA
+            )
+        else:
+            crop, box = WHOLE, Box(y0 / h, x0 / w, y1 / h, x1 / w)
+            if self.crop_scale is not None:
+                crop = transforms.random_crop(rng, box, scale=self.crop_scale)
+                crop = crop.in_whole_pixels(h, w)
+            image = transforms.resize_film(pixels, crop, size, slot)
+            valid = transforms.coverage(box.seen_through(crop), self.grid) * 255
+        places = [place_of(name) for name in self.findings]
+        return {
+            "image": image[:, :, None],
+            "valid": valid.reshape(-1) >= 127.5,
+            "labels": record["labels"][places].astype(np.float32),
+        }
+
+
+VIEWS = {"film": FilmView, "labelled": LabelledView, "segment": SegmentView}

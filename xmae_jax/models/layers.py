@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,26 @@ def linear(
 ) -> nnx.LinearGeneral:
     """Make a linear map of the last axis with a Xavier-uniform kernel and a zero bias."""
     return nnx.LinearGeneral(inputs, outputs, kernel_init=xavier, dtype=dtype, rngs=rngs)
+
+
+def torch_uniform(inputs: int) -> Callable[..., Array]:
+    """Make PyTorch's default initializer: uniform in +-1/sqrt(inputs)."""
+    bound = inputs**-0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return uniform
+
+
+def torch_linear(
+    inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.LinearGeneral:
+    """Make a linear map of the last axis with PyTorch's default kernel and bias."""
+    uniform = torch_uniform(inputs)
+    return nnx.LinearGeneral(
+        inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
+    )
 
 
 class Attention(nnx.Module):

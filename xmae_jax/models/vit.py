@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from xmae_jax.models.layers import Block, Compute, layer_norm, linear, scan, stack
+from xmae_jax.models.layers import Block, Compute, layer_norm, linear, scan, stack, torch_linear
 from xmae_jax.models.position import sincos_2d
 from xmae_jax.typing import Features
 
@@ -59,20 +59,6 @@ def unpatchify(
     return x.reshape(-1, gh * p, gw * p, 1)
 
 
-def _torch_linear(
-    inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.LinearGeneral:
-    """Make a linear map with PyTorch's default convolution init: uniform in +-1/sqrt(fan in)."""
-    bound = inputs**-0.5
-
-    def uniform(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nnx.LinearGeneral(
-        inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
-    )
-
-
 class ConvStem(nnx.Module):
     """The released code's patch embedding: convolutions 16, 4 and 1 with ReLU between them.
 
@@ -81,8 +67,8 @@ class ConvStem(nnx.Module):
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv16 = _torch_linear(16 * 16, width, dtype=dtype, rngs=rngs)
-        self.conv4 = _torch_linear(4 * 4 * width, width, dtype=dtype, rngs=rngs)
+        self.conv16 = torch_linear(16 * 16, width, dtype=dtype, rngs=rngs)
+        self.conv4 = torch_linear(4 * 4 * width, width, dtype=dtype, rngs=rngs)
         self.conv1 = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, patches: Float[Array, "b k pp"]) -> Float[Array, "b k d"]:

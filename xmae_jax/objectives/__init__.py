@@ -2,5 +2,6 @@
 
 from xmae_jax.objectives.mae import Mae
 from xmae_jax.objectives.segment import Segment
+from xmae_jax.objectives.supervised import Supervised
 
-OBJECTIVES = {"mae": Mae, "segment": Segment}
+OBJECTIVES = {"mae": Mae, "segment": Segment, "supervised": Supervised}

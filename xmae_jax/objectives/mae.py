@@ -8,7 +8,6 @@ that padding is never a target, and that the mean runs over the hidden patches o
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 from typing import Literal
 
 import jax
@@ -23,8 +22,7 @@ from xmae_jax.models.layers import Compute, Remat
 from xmae_jax.models.pixel_decoder import DecoderConfig, PixelDecoder
 from xmae_jax.models.vit import Encoder, EncoderConfig, patchify, unpatchify
 from xmae_jax.objectives import masking
-from xmae_jax.objectives.base import ema_update
-from xmae_jax.optim import merge
+from xmae_jax.objectives.base import ModuleObjective, grid_of
 from xmae_jax.typing import Batch, LossOut, Params, Prepared
 
 
@@ -65,7 +63,7 @@ def normalise(pixels: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mae:
+class Mae(ModuleObjective):
     """The objective; its fields are the `objective` part of a config."""
 
     image_size: int
@@ -80,20 +78,14 @@ class Mae:
     """Smallest deviation that a patch is divided by, in [-1, 1] pixels. He et al. add 1e-6 to the
     variance; on black film that blows up JPEG noise, so a floor of one grey level is usual here."""
     ema_decay: float | None
-    """Decay of an average of the parameters, which evaluation then uses; None keeps none."""
 
     view = "film"
+    module = MaskedAutoencoder
     contour_threshold = 0.5
     """Share of a patch that the contour must cover for it to count as inside."""
 
     def __post_init__(self) -> None:
-        if self.image_size % self.encoder.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is no multiple of encoder.patch_size"
-                f" {self.encoder.patch_size}"
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        super().__post_init__()
         n = self.grid[0] * self.grid[1]
         if not 0 < self.mask.keep < n:
             raise ValueError(f"mask.keep is {self.mask.keep}, and the grid has {n} patches")
@@ -101,25 +93,7 @@ class Mae:
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along height and width."""
-        side = self.image_size // self.encoder.patch_size
-        return side, side
-
-    @cached_property
-    def _graph(self) -> nnx.GraphDef:
-        abstract = nnx.eval_shape(lambda: MaskedAutoencoder(self, rngs=nnx.Rngs(0)))
-        return nnx.split(abstract)[0]
-
-    def _model(self, params: Params) -> MaskedAutoencoder:
-        return nnx.merge(self._graph, params)
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Make the parameters, float32."""
-        model = MaskedAutoencoder(self, rngs=nnx.Rngs(params=key))
-        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-    def start(self, params: Params) -> Params:
-        """Make the average of the parameters, a copy."""
-        return {} if self.ema_decay is None else {"ema": jax.tree.map(jnp.copy, params)}
+        return grid_of(self.image_size, self.encoder.patch_size)
 
     def _region(self, batch: Batch) -> Shaped[Array, "b m m"]:
         """Return what `mask.kind` masks by, as cells: the contour, the rectangle, or nothing."""
@@ -194,7 +168,7 @@ class Mae:
         step: Array,
     ) -> LossOut:
         """Sum the squared error of hidden valid patches, each averaged over its pixels."""
-        model = self._model(merge(params, frozen))
+        model = self.model(params, frozen)
         predicted = self._predict(model, batch)
         place = (jnp.arange(len(predicted))[:, None], batch["ids"])
         patches = patchify(batch["image"], self.encoder.patch_size)[place]  # b q pp
@@ -212,12 +186,6 @@ class Mae:
             extra=extra,
         )
 
-    def after_update(self, params: Params, extra: Params, step: Array) -> Params:
-        """Move the average of the parameters."""
-        if self.ema_decay is None:
-            return extra
-        return {"ema": ema_update(extra["ema"], params, decay=self.ema_decay, step=step)}
-
     def reconstruct(
         self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array
     ) -> dict[str, Array]:
@@ -229,7 +197,7 @@ class Mae:
         true ones are put in, as the pictures of He et al. do.
         """
         masked = self._masked(batch, rng.id_keys(rng_key, batch["id"]))
-        model = self._model(merge(extra.get("ema", params), frozen))
+        model = self.averaged(params, frozen, extra)
         predicted = self._predict(model, masked)
         patches = patchify(normalise(batch["image"]), self.encoder.patch_size)  # b n pp
         place = (jnp.arange(len(predicted))[:, None], masked["ids"])

@@ -8,7 +8,6 @@ each is a channel of its own, and a row trains the pixels of each whose truth is
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 from typing import Literal
 
 import jax
@@ -22,9 +21,8 @@ from xmae_jax.attention import Backend
 from xmae_jax.heads.dense import DenseHead
 from xmae_jax.models.layers import Remat
 from xmae_jax.models.unet import UNet, UNetConfig
-from xmae_jax.objectives.base import ema_update
+from xmae_jax.objectives.base import ModuleObjective
 from xmae_jax.objectives.mae import normalise
-from xmae_jax.optim import merge
 from xmae_jax.typing import Batch, LossOut, Params, Prepared
 
 CHANNELS = ("lungs", "lungs_with_heart")
@@ -53,7 +51,7 @@ class Segmenter(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Segment:
+class Segment(ModuleObjective):
     """The objective; its fields are the `objective` part of a config."""
 
     image_size: int
@@ -63,9 +61,9 @@ class Segment:
     remat: Remat
     unet: UNetConfig
     ema_decay: float | None
-    """Decay of an average of the parameters, which evaluation then uses; None keeps none."""
 
     view = "segment"
+    module = Segmenter
 
     def __post_init__(self) -> None:
         if self.image_size % self.unet.stride:
@@ -73,26 +71,12 @@ class Segment:
                 f"image_size {self.image_size} is no multiple of {self.unet.stride}, the pixels of"
                 " unet's coarsest feature"
             )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        super().__post_init__()
 
     @property
     def grid(self) -> tuple[int, int]:
         """Cells of the truth along height and width: pixels."""
         return self.image_size, self.image_size
-
-    @cached_property
-    def _graph(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: Segmenter(self, rngs=nnx.Rngs(0))))[0]
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Make the parameters, float32."""
-        model = Segmenter(self, rngs=nnx.Rngs(params=key))
-        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-    def start(self, params: Params) -> Params:
-        """Make the average of the parameters, a copy."""
-        return {} if self.ema_decay is None else {"ema": jax.tree.map(jnp.copy, params)}
 
     def prepare(self, batch: Batch, rng_key: Key[Array, ""], step: Array) -> Prepared:
         """Weigh each term by the rows that train it; Dice wants a truth that is not empty."""
@@ -112,7 +96,7 @@ class Segment:
 
     def logits(self, params: Params, image: Array) -> Float[Array, "b h w c"]:
         """Run the network on uint8 films."""
-        return nnx.merge(self._graph, params)(normalise(image))
+        return self.model(params, {})(normalise(image))
 
     def loss(
         self,
@@ -124,7 +108,7 @@ class Segment:
         step: Array,
     ) -> LossOut:
         """Sum over films the mean cross-entropy of a channel's known pixels, and 1 - Dice."""
-        logits = self.logits(merge(params, frozen), batch["image"])
+        logits = self.model(params, frozen)(normalise(batch["image"]))
         truth, known = batch["truth"].astype(jnp.float32), batch["known"]  # b h w c
 
         def over(x: Array) -> Array:
@@ -142,17 +126,11 @@ class Segment:
         }
         return LossOut({name: mean.total for name, mean in means.items()}, means, extra)
 
-    def after_update(self, params: Params, extra: Params, step: Array) -> Params:
-        """Move the average of the parameters."""
-        if self.ema_decay is None:
-            return extra
-        return {"ema": ema_update(extra["ema"], params, decay=self.ema_decay, step=step)}
-
     def segment(
         self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array
     ) -> dict[str, Array]:
         """Return `probability` float32 [b h w c] of each channel."""
-        logits = self.logits(merge(extra.get("ema", params), frozen), batch["image"])
+        logits = self.averaged(params, frozen, extra)(normalise(batch["image"]))
         return {"probability": jax.nn.sigmoid(logits)}
 
     def predict_fns(self):

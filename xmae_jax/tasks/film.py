@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from xmae_jax import flops, rng
 from xmae_jax.chips import chip_of
 from xmae_jax.config import Config, ConfigError, objective_of
-from xmae_jax.data.records import encode_image
+from xmae_jax.data.records import FINDINGS, encode_image
 from xmae_jax.data.views import VIEWS
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import split
@@ -33,8 +33,12 @@ def view_of(config: Config, objective: Any, *, train: bool) -> Any:
         contour_region=config.data.contour_region,
         crop_scale=config.data.crop_scale if train else None,
         augment=config.data.augment if train else None,
+        findings=getattr(objective, "findings", ()),
     )
-    return cls(**{name: known[name] for name in fields})
+    try:
+        return cls(**{name: known[name] for name in fields})
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from None
 
 
 def _example(config: Config, objective: Any) -> dict[str, np.ndarray]:
@@ -47,6 +51,7 @@ def _example(config: Config, objective: Any) -> dict[str, np.ndarray]:
         "lung_hull": None,
         "mask_source": "none",
         "view": "",
+        "labels": np.full(len(FINDINGS), np.nan, np.float32),
     }
     row = view_of(config, objective, train=False)(record, np.random.default_rng(0))
     return {**row, "mask": np.array(True), "id": np.zeros(2, np.int32)}

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float32, UInt8
 
 from xmae_jax import checkpoint, config
 from xmae_jax.data.lungs import MODEL
-from xmae_jax.digest import flatten
+from xmae_jax.digest import flatten, nested
 from xmae_jax.models.unet import UNetConfig
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.segment import Segment
@@ -77,14 +77,8 @@ def _read(weights: Path) -> tuple[Segment, Any]:
         ema_decay=None,
     )
     cpu = jax.devices("cpu")[0]
-    params: dict[str, Any] = {}
-    for name, value in safetensors.numpy.load(data).items():
-        *folders, leaf = name.split("/")
-        place = params
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[leaf] = jax.device_put(value.astype(np.float32), cpu)
-    return objective, params
+    values = safetensors.numpy.load(data).items()
+    return objective, nested({n: jax.device_put(x.astype(np.float32), cpu) for n, x in values})
 
 
 def export_lung_model(run: Path, *, weights: Path = MODEL) -> None:

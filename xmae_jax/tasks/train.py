@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, lock, sharding, train
@@ -20,19 +21,45 @@ from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, PlanConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import EveryRow, LoadStep
-from xmae_jax.data.index import read_index
+from xmae_jax.data.findings import place_of
+from xmae_jax.data.index import label_matrix, read_entries, read_index
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
+from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
+from xmae_jax.tasks.model import named
+from xmae_jax.typing import Evaluator
+
+def _reconstruction(config: Config, objective: Any) -> Evaluator:
+    return Reconstruction()
+
+
+def _segmentation(config: Config, objective: Any) -> Evaluator:
+    return Segmentation()
+
+
+def _classification(config: Config, objective: Any) -> Evaluator:
+    split = config.data.eval_split
+    entries = [
+        [entry for entry in read_entries(path) if entry.split == split]
+        for path in config.data.paths
+    ]
+    return Classification(
+        findings=objective.findings,
+        entries={"val": entries},
+        train_positive=np.array(objective.class_stats[0]),
+    )
+
 
 EVALUATORS = {
-    "reconstruct": ("reconstruction", Reconstruction),
-    "segment": ("segmentation", Segmentation),
+    "classify": ("classification", _classification),
+    "reconstruct": ("reconstruction", _reconstruction),
+    "segment": ("segmentation", _segmentation),
 }
 """Which evaluator reads which prediction."""
 
@@ -122,7 +149,7 @@ def _run(
         leaks=leaked,
     )
     evaluators = {
-        name: evaluator()
+        name: evaluator(config, objective)
         for fn, (name, evaluator) in EVALUATORS.items()
         if fn in objective.predict_fns() and held_out
     }
@@ -144,13 +171,29 @@ def _run(
 
 def _objective(config: Config) -> Any:
     """Build the objective, poisoned if so wished."""
-    objective = config_lib.objective_of(config, OBJECTIVES)
+    objective = _with_labels(config, config_lib.objective_of(config, OBJECTIVES))
     if config.debug.poison_step is None:
         return objective
     try:
         return poisoned(objective, config.debug.poison_step)
     except ValueError as error:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
+
+
+def _with_labels(config: Config, objective: Any) -> Any:
+    """Tell an objective of findings what is known of them in training."""
+    if not hasattr(objective, "findings"):
+        return objective
+    objective = named(objective)
+    entries = [e for path in config.data.paths for e in read_entries(path)]
+    labels = label_matrix([entry for entry in entries if entry.split == config.data.split])
+    labels = labels[:, [place_of(name) for name in objective.findings]]
+    known, positive = np.isin(labels, (0.0, 1.0)).sum(axis=0), (labels == 1.0).sum(axis=0)
+    for name, present, of in zip(objective.findings, positive, known, strict=True):
+        if hosts.is_first() and not 0 < present < of:
+            print(f"note: {name} is present in {present} of the {of} training films that know it")
+    stats = tuple(tuple(float(n) for n in row) for row in (positive, known))
+    return dataclasses.replace(objective, class_stats=stats)
 
 
 def _check_place(config: Config, workdir: Path) -> None:

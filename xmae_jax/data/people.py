@@ -1,0 +1,54 @@
+"""The sex and the age of whoever is on a film, as tables and DICOM headers spell them.
+
+Ages over 89 are stored as 90: with them, a person may be found (the Safe Harbor rule of HIPAA,
+45 CFR 164.514(b)(2)(i)(C)).
+"""
+
+import math
+import re
+
+OLDEST = 90.0  # years as stored: 90 and more
+_PLAUSIBLE = 120.0
+_NOT_TOLD = ("", "?", "u", "unk", "unknown", "n", "n/a", "na", "nan", "none", "not reported")
+_SEXES = {
+    **dict.fromkeys(("f", "female", "w", "woman", "girl"), "F"),
+    **dict.fromkeys(("m", "male", "man", "boy"), "M"),
+    **dict.fromkeys((*_NOT_TOLD, "o", "other"), ""),
+}
+_AGE = re.compile(r"[>≥]?\s*(-?\d{1,6}(?:\.\d{1,20})?)\s*([a-z]*)(?:\s*old)?\s*\+?")
+_A_YEAR = {  # of units
+    **dict.fromkeys(("", "y", "yr", "yrs", "year", "years"), 1.0),
+    **dict.fromkeys(("m", "mo", "mos", "month", "months"), 12.0),
+    **dict.fromkeys(("w", "wk", "wks", "week", "weeks"), 365.25 / 7),
+    **dict.fromkeys(("d", "day", "days"), 365.25),
+}
+
+
+def sex_of(text: str) -> str | None:
+    """Read "F", "male", ... as "F", "M" or "" (not told); None if it is something else."""
+    return _SEXES.get(text.strip().lower())
+
+
+def age_of(text: str) -> float | None:
+    """Read "34", "034Y", "18M", "3 weeks", "90+" as years, NaN if not told.
+
+    None if it is something else. Implausible numbers come back as they are.
+    """
+    text = text.strip().lower()
+    if text in _NOT_TOLD:
+        return math.nan
+    match = _AGE.fullmatch(text)
+    units = _A_YEAR.get(match[2]) if match else None
+    return None if match is None or units is None else float(match[1]) / units
+
+
+def plausible(age: float) -> bool:
+    """Tell whether somebody may be of this age in years; NaN is not told, so nobody is."""
+    return 0 <= age <= _PLAUSIBLE
+
+
+def stored_age(age: float) -> float:
+    """Return an age in years as it is stored: hundredths, 90 above 89, NaN if not plausible."""
+    if not plausible(age):
+        return math.nan
+    return OLDEST if age > 89 else round(age, 2)

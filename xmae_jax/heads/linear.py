@@ -1,0 +1,68 @@
+"""A linear map of pooled tokens: the linear probe, and the head of full fine-tuning.
+
+Of CLS, of the mean patch, or of both, from the last n blocks, as in DINOv2's linear evaluation
+(Oquab et al., arXiv 2304.07193, section 7); kernel N(0, 0.01), bias 0, as there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from xmae_jax.heads.parts import mean, tokens
+from xmae_jax.typing import Features
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """Settings of the linear head."""
+
+    kind: Literal["linear"]
+    pool: Literal["cls", "mean", "cls_mean"]
+    """"cls_mean" joins the mean patch of the last block to the CLS of all."""
+    layers: int
+    """How many of the last blocks are read, joined along the width."""
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise ValueError(f"layers must be positive, got {self.layers}")
+
+
+def linear_out(inputs: int, findings: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """Make the map from a pooled vector to logits: N(0, 0.01), bias 0, float32."""
+    normal = nnx.initializers.normal(0.01)
+    return nnx.Linear(inputs, findings, kernel_init=normal, dtype=jnp.float32, rngs=rngs)
+
+
+class LinearHead(nnx.Module):
+    """Pool, then one linear map in float32: it costs nothing beside the encoder."""
+
+    def __init__(
+        self,
+        config: LinearConfig,
+        *,
+        width: int,
+        findings: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        blocks = config.layers + (config.pool == "cls_mean")
+        self.out = linear_out(blocks * width, findings, rngs=rngs)
+
+    def __call__(
+        self, features: Features, *, keys: Key[Array, " b"] | None = None
+    ) -> dict[str, Float[Array, "b c"]]:
+        """Return `logits`, float32; there is no dropout, so `keys` are of no use."""
+        cls, patches = tokens(features, layers=self.config.layers)
+        if self.config.pool == "cls":
+            return {"logits": self.out(cls)}
+        if self.config.pool == "mean":
+            return {"logits": self.out(mean(patches, features.valid))}
+        _, patches = tokens(features, layers=1)
+        pooled = mean(patches, features.valid)
+        return {"logits": self.out(jnp.concatenate([cls.astype(jnp.float32), pooled], axis=-1))}
