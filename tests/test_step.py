@@ -257,6 +257,11 @@ class Lines:
 
     factors: tuple[float, ...]
 
+    view, grid = "film", (1, 1)
+
+    def predict_fns(self):
+        return {}
+
     def init(self, key):
         kernel = jax.random.normal(key, (5,))
         return {"head": {"kernel": jnp.stack([kernel] * len(self.factors))}}
