@@ -140,7 +140,9 @@ def get_config() -> ConfigDict:
     )
 
 
-def supervised(c: ConfigDict, findings: tuple[str, ...], *, head: dict, encoder: dict) -> ConfigDict:
+def supervised(
+    c: ConfigDict, findings: tuple[str, ...], *, head: dict, encoder: dict
+) -> ConfigDict:
     """Make it a run that learns findings; what the objective needs beside them stays to be set."""
     c.objective = ConfigDict(
         dict(

@@ -97,5 +97,7 @@ def coverage(box: Box, grid: tuple[int, int]) -> Float64[np.ndarray, "gh gw"]:
     shares = []
     for low, high, cells in ((box.y0, box.y1, grid[0]), (box.x0, box.x1, grid[1])):
         edge = np.arange(cells)
-        shares.append(np.clip(np.minimum(high * cells, edge + 1) - np.maximum(low * cells, edge), 0, 1))
+        shares.append(
+            np.clip(np.minimum(high * cells, edge + 1) - np.maximum(low * cells, edge), 0, 1)
+        )
     return shares[0][:, None] * shares[1][None]

@@ -46,10 +46,14 @@ def load_run(workdir: Path) -> LoadedRun:
     if not steps:
         raise ConfigError(f"--workdir={workdir}: has no checkpoint")
     wanted = {"params": jax.eval_shape(objective.init, rng.key(0, "init"))}
-    wanted["extra"] = jax.eval_shape(objective.start, split(wanted["params"], config.optim.freeze)[0])
+    wanted["extra"] = jax.eval_shape(
+        objective.start, split(wanted["params"], config.optim.freeze)[0]
+    )
     try:
         leaves = checkpoint.read_digest(steps[0], record.id if record else None)["leaves"]
-        leaves = {n: leaf for n, leaf in leaves.items() if n.startswith(("params/", "frozen/", "extra/"))}
+        leaves = {
+            n: leaf for n, leaf in leaves.items() if n.startswith(("params/", "frozen/", "extra/"))
+        }
         read = nested(checkpoint.read_back(steps[0], leaves))
     except checkpoint.Unusable as error:
         raise checkpoint.CheckpointError(f"{steps[0]}: {error}") from None
@@ -57,7 +61,9 @@ def load_run(workdir: Path) -> LoadedRun:
     found = {"params": merge(params, frozen), "extra": extra}
     shapes = [{n: x.shape for n, x in flatten(tree).items()} for tree in (found, wanted)]
     if shapes[0] != shapes[1]:
-        wrong = sorted(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
+        wrong = sorted(
+            n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n)
+        )
         raise ConfigError(f"{steps[0]} does not fit {saved}: {', '.join(wrong[:5])}")
     return LoadedRun(workdir, config, objective, params, frozen, extra, int(steps[0].name))
 

@@ -35,6 +35,7 @@ from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.typing import Evaluator
 
+
 def _reconstruction(config: Config, objective: Any) -> Evaluator:
     return Reconstruction()
 
