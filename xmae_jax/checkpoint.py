@@ -346,9 +346,12 @@ def _compare_shapes(saved: dict[str, tuple], wanted: dict[str, Any], where: str)
         raise ValueError(f"{where}: " + "; ".join(sorted(wrong)))
 
 
-def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) -> Params:
+def load_params(
+    run: str | os.PathLike, params: Params, *, shardings: Params, only: str = ""
+) -> Params:
     """Read the newest parameters of another run, trained or frozen there; `params` gives shapes.
 
+    Of the run nothing is read but the part named `only`, if there is one.
     Raises ValueError with the list of what is missing, extra or of another shape, and
     CheckpointError if the newest step is not what was saved.
     """
@@ -361,7 +364,7 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
         saved = {
             name.partition("/")[2]: name
             for name in leaves
-            if name.startswith(("params/", "frozen/"))
+            if name.startswith((f"params/{only}", f"frozen/{only}"))
         }
         wanted, where = flatten(params), flatten(shardings)
         shapes = {name: tuple(leaves[full]["shape"]) for name, full in saved.items()}

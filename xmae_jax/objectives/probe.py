@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -48,7 +49,8 @@ class Probe:
         """Patches along height and width."""
         return self.supervised.grid
 
-    def _head(self, rngs: nnx.Rngs) -> Any:
+    def head(self, rngs: nnx.Rngs) -> Any:
+        """Make the module of one head."""
         s = self.supervised
         return make_head(
             s.head,
@@ -61,7 +63,7 @@ class Probe:
 
     @cached_property
     def _graph(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: self._head(nnx.Rngs(0))))[0]
+        return nnx.split(nnx.eval_shape(lambda: self.head(nnx.Rngs(0))))[0]
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Make the parameters, float32: the head's as `Supervised` draws them, for each member."""
@@ -167,3 +169,25 @@ def encode(
         stack = jnp.stack([each for _, each in features.layers], axis=1)
         out |= {"patches": stack.astype(jnp.float16), "valid": valid}
     return out
+
+
+def fold(
+    supervised: Supervised,
+    head: Params,
+    mean: Float[np.ndarray, "l 2 d"],
+    deviation: Float[np.ndarray, "l 2 d"],
+) -> Params:
+    """Return the linear head that reads features as they are, of one that read standardised ones.
+
+    W (x - mean) / deviation + b is (W / deviation) x + (b - W mean / deviation), in float64.
+    """
+    probe = Probe(supervised, "pooled", None)
+    model = probe.head(nnx.Rngs(0))
+
+    def pooled(x: np.ndarray) -> np.ndarray:
+        features = stored({"pooled": jnp.asarray(x)[None]}, grid=(1, 1), dtype="float32")
+        return np.asarray(model.pooled(features)[0], np.float64)  # d
+
+    kernel = np.asarray(head["out"]["kernel"], np.float64) / pooled(deviation)[:, None]  # d c
+    bias = np.asarray(head["out"]["bias"], np.float64) - pooled(mean) @ kernel
+    return {"out": {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}}

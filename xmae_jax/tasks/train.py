@@ -31,6 +31,7 @@ from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
+from xmae_jax.tasks import probe
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.typing import Evaluator
@@ -126,6 +127,19 @@ def _run(
     plan = _plan(config, sources, record.offsets)
     leaked = hosts.from_first(lambda: _leaks(config))
     mesh = _mesh(config)
+
+    if config.probe is not None:
+        probe.run(
+            config,
+            objective,
+            records=sources,
+            held_out=held_out,
+            mesh=mesh,
+            run=record,
+            permit=permit,
+            leaks=leaked,
+        )
+        return
 
     skip = config.data.bad_records == "skip"
 

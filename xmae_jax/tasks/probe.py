@@ -1,0 +1,339 @@
+"""A frozen probe: a grid of heads on features computed once, the best one of them trained again.
+
+1. Features of every film of the training and the validation split, kept in a cache.
+2. A grid of rates and decays on the training split, all at once: `grid/`, an ordinary run.
+3. The member of the best mean score on the validation split wins: `probe.json`.
+4. Its rate and decay on both splits, from the start and for as many steps: `refit/`, likewise.
+   A start from the winner's parameters, as CheXFound's code has it, would give a chosen rate more
+   steps than it was chosen for.
+5. Encoder and head become the checkpoint of the run directory, an ordinary one of `supervised`.
+6. The test split is read for the first time, and scored.
+
+Interrupted and started again it goes on with the first of these that is not done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from xmae_jax import checkpoint, hosts, infer, rng, sharding, train, writers
+from xmae_jax.config import Config, ConfigError, to_json
+from xmae_jax.data.batch import EveryRow, LoadStep
+from xmae_jax.data.features import FeatureSource, FeatureView, standardisation
+from xmae_jax.data.plan import Plan, mixture_counts
+from xmae_jax.data.records import Records
+from xmae_jax.digest import nested, sha256
+from xmae_jax.objectives.probe import Probe, Reads, fold
+from xmae_jax.objectives.supervised import Supervised
+from xmae_jax.optim import merge, split
+from xmae_jax.program import lay_out
+from xmae_jax.rundir import Run, new_id, read_run, run_of
+from xmae_jax.scores.ranking import point, rank
+from xmae_jax.tasks.features import Cache, what_to_read
+from xmae_jax.tasks.film import view_of
+from xmae_jax.typing import Params, TrainState
+
+Sources = Sequence[Records] | Sequence[FeatureSource]
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """What became of one pair of rate and decay."""
+
+    blr: float
+    weight_decay: float
+    alive: bool
+    """Whether loss and gradient were finite to the end."""
+    auroc: float | None
+    """Mean over findings on the validation split; None where undefined, or not alive."""
+    average_precision: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Protocol:
+    """What all phases share."""
+
+    config: Config
+    objective: Supervised
+    mesh: jax.sharding.Mesh
+    run: Run
+    permit: train.Permit
+    leaks: dict[str, int]
+    reads: Reads
+    view: Any
+    say: Callable[..., None]
+
+    def _load(self, ids: Any, sources: Sources) -> LoadStep:
+        skip = self.config.data.bad_records == "skip"
+        return LoadStep(ids, sources, self.view, self.config.seed, slice(None), skip=skip)
+
+    def phase(self, name: str, sources: Sources, *, members: int | None, **optim: Any) -> Params:
+        """Train heads by the one loop, in a directory of its own; return the state, on the host.
+
+        optim: what is to be other than in the run's own config.
+        """
+        given = self.config
+        config = dataclasses.replace(
+            given,
+            name=f"{given.name}_{name}",
+            optim=dataclasses.replace(given.optim, **optim),
+            guard=given.guard
+            if members is None
+            else dataclasses.replace(given.guard, spike_sigma=None),
+            init_from=given.init_from if self.reads == "films" else None,
+            probe=None,
+            objective={**given.objective, "name": "probe", "reads": self.reads},
+        )
+        workdir = self.run.workdir / name
+        record = _record(workdir, config, sources)
+        sizes = tuple(map(len, sources))
+        counts = mixture_counts(sizes, config.batch_size)
+        plan = Plan(config.seed, sizes, counts, tuple(of.digest for of in sources))
+        if not hosts.from_first((workdir / "final.json").is_file):
+            train.train(
+                config,
+                Probe(self.objective, self.reads, members),
+                feed=train.Feed(plan, self._load(plan.ids, sources), {}, self.leaks),
+                evaluators={},
+                mesh=self.mesh,
+                run=record,
+                permit=self.permit,
+                mfu_of_speed=None,
+            )
+        newest = checkpoint.step_directories(workdir)[0]
+        try:
+            leaves = checkpoint.read_digest(newest, record.id)["leaves"]
+            return nested(checkpoint.read_back(newest, leaves))
+        except checkpoint.Unusable as error:
+            raise checkpoint.CheckpointError(f"{newest}: {error}") from None
+
+    def score(
+        self, state: Params, sources: Sources, *, members: int
+    ) -> tuple[Float[np.ndarray, "n m c"], Float[np.ndarray, "n c"]]:
+        """Return every member's logits of every film of a split, and the labels."""
+        probe = Probe(self.objective, self.reads, members)
+        key = rng.key(self.config.seed, "eval")
+        sizes = tuple(map(len, sources))
+        ids = EveryRow(sizes, self.config.rows_at_once, sum(sizes))
+        load = dataclasses.replace(
+            self._load(ids, sources), rows=sharding.host_rows(self.mesh, ids.batch_size)
+        )
+        with jax.set_mesh(self.mesh):
+            rows = infer.rows(
+                infer.compile_predict(probe.members_logits, self.mesh, key),
+                TrainState(0, state["params"], state.get("frozen", {}), {}, {}, {}),
+                load,
+                steps=ids.steps,
+                mesh=self.mesh,
+                threads=self.config.data.threads,
+            )
+            pairs = [(row["logits"], row["labels"]) for row in rows]
+        logits, labels = (np.stack(column).astype(np.float64) for column in zip(*pairs, strict=True))
+        return logits, labels
+
+
+def run(
+    config: Config,
+    objective: Supervised,
+    *,
+    records: Sequence[Records],
+    held_out: Sequence[Records],
+    mesh: jax.sharding.Mesh,
+    run: Run,
+    permit: train.Permit,
+    leaks: dict[str, int],
+) -> None:
+    """Go through the protocol, or through what of it is left to do."""
+    say = print if hosts.is_first() else lambda *_, **__: None
+    _begin(config, run)
+    params = _encoder(config, objective, mesh, say)
+    films = sum(map(len, (*records, *held_out)))
+    reads = what_to_read(config, objective, films=films, say=say)
+    folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
+    sources: list[Sources] = [records, held_out]
+    moments = None
+    view = view_of(config, objective, train=False)
+    if reads != "films":
+        cache = Cache(config, objective, params, mesh, folder, say)
+        with jax.set_mesh(mesh):
+            cached = [cache.sources(of, patches=reads == "patches") for of in (records, held_out)]
+        if reads == "pooled":
+            moments = standardisation(cached[0], [np.arange(len(of)) for of in cached[0]])
+        view = FeatureView(objective.findings, *(moments or (None, None)))
+        sources = [*cached]
+    protocol = _Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
+    winner = _choose(protocol, *sources)
+    state = protocol.phase(
+        "refit",
+        [*sources[0], *sources[1]],
+        members=None,
+        blr=winner.blr,
+        weight_decay=winner.weight_decay,
+        weight_decay_end=winner.weight_decay,
+    )
+    head = merge(state["params"], state.get("frozen", {}))["head"]
+    if moments is not None:
+        head = fold(objective, head, *moments)
+    _assemble(config, objective, {"encoder": params["encoder"], "head": head}, mesh=mesh, run=run)
+    say(f"done: {run.workdir}")
+
+
+def _begin(config: Config, run: Run) -> None:
+    """Put on record what the run directory holds."""
+    digest = run.digest(to_json(config))
+    if hosts.is_first():
+        if digest not in run.configs:
+            dataclasses.replace(run, configs=(*run.configs, digest)).write()
+        writers.write_atomic(run.workdir / "config.json", to_json(config))
+
+
+def _record(workdir: Path, config: Config, sources: Sources) -> Run:
+    """Open the record of a phase; ConfigError if it was begun with something else."""
+    listed = [{"records": len(of), "digest": of.digest} for of in sources]
+
+    def known() -> dict[str, Any]:
+        record = read_run(workdir) or Run(workdir, new_id(), listed)
+        begun = record.configs and record.digest(to_json(config)) not in record.configs
+        if begun or record.sources != listed:
+            raise ConfigError(
+                f"{workdir} was begun with another config, encoder or data; a probe does not go on"
+                " under a changed config: choose another --workdir"
+            )
+        workdir.mkdir(exist_ok=True)
+        return record.tree()
+
+    return run_of(workdir, hosts.from_first(known))
+
+
+def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say: Any) -> Params:
+    """Make the parameters, with the encoder of `init_from`."""
+    program = lay_out(config, objective, mesh)
+    if "encoder" in program.shapes.params:
+        raise ConfigError(f"config.optim.freeze {config.optim.freeze} leaves the encoder free, and"
+                          " a probe's is frozen: add 'encoder/.*'")  # fmt: skip
+    with jax.set_mesh(mesh):
+        make = jax.jit(program.init, out_shardings=program.shardings)
+        state = make(rng.key(config.seed, "init"))
+        params = merge(state.params, state.frozen)
+        if config.init_from is None:
+            say("WARNING: init_from is None, so the encoder is random: what is measured is how far"
+                " a head gets without any pre-training")  # fmt: skip
+            return params
+        try:
+            where = {"encoder": program.shardings.frozen["encoder"]}
+            wanted = {"encoder": params["encoder"]}
+            loaded = checkpoint.load_params(
+                config.init_from, wanted, shardings=where, only="encoder"
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.init_from: {error}") from None
+        say(f"encoder from {config.init_from}")
+        return {**params, **loaded}
+
+
+def _choose(protocol: _Protocol, train_sources: Sources, val_sources: Sources) -> Member:
+    """Train the grid, score it on the validation split, and say who wins."""
+    config = protocol.config
+    assert config.probe is not None
+    grid, workdir = config.probe.grid, protocol.run.workdir
+    protocol.say(f"grid: {len(grid.blr)} rates x {len(grid.weight_decay)} decays at once")
+    members = len(grid.members)
+    blr = max(grid.blr)
+    state = protocol.phase("grid", train_sources, members=members, grid=grid, blr=blr)
+    logits, labels = protocol.score(state, val_sources, members=members)
+    table = []
+    for i, (blr, decay) in enumerate(grid.members):
+        alive = bool(state["guard"]["alive"][i]) and bool(np.isfinite(logits[:, i]).all())
+        scores = macro(logits[:, i], labels) if alive else (None, None)
+        table.append(Member(blr, decay, alive, *scores))
+    ranked = [member for member in table if getattr(member, config.probe.metric) is not None]
+    if not ranked:
+        raise ConfigError(
+            f"no member of the grid has a score on {config.data.eval_split}: no finding there is"
+            " known both present and absent, or no member stayed finite"
+        )
+    winner = max(ranked, key=lambda member: getattr(member, config.probe.metric))
+    protocol.say(_table(table, winner, config))
+    if hosts.is_first():
+        told = {
+            "metric": config.probe.metric,
+            "split": config.data.eval_split,
+            "winner": table.index(winner),
+            "members": [dataclasses.asdict(member) for member in table],
+        }
+        writers.write_atomic(workdir / "probe.json", json.dumps(told, indent=1) + "\n")
+    return winner
+
+
+def macro(
+    logits: Float[np.ndarray, "n c"], labels: Float[np.ndarray, "n c"]
+) -> tuple[float | None, float | None]:
+    """Return mean AUROC and average precision over findings that have both sides."""
+    found = []
+    for scores, truth in zip(logits.T, labels.T, strict=True):
+        known = np.isin(truth, (0.0, 1.0))
+        auroc, average = point(rank(scores[known], truth[known] == 1))
+        if auroc is not None:
+            found.append((auroc, average))
+    if not found:
+        return None, None
+    means = np.mean(found, axis=0)
+    return float(means[0]), float(means[1])
+
+
+def _table(table: list[Member], winner: Member, config: Config) -> str:
+    """Write the members for a terminal."""
+    split, batch = config.data.eval_split, config.batch_size
+
+    def told(score: float | None) -> str:
+        return "-" if score is None else f"{score:.4f}"
+
+    lines = [f"  {'rate':>9} {'decay':>8}  {'AUROC':>7} {'AP':>7}  ({split}, mean of findings)"]
+    for member in table:
+        fate = "" if member.alive else "not finite, left out"
+        lines.append(
+            f"  {member.blr * batch / 256:>9.3g} {member.weight_decay:>8.3g}"
+            f"  {told(member.auroc):>7} {told(member.average_precision):>7}"
+            f"  {'chosen' if member is winner else fate}"
+        )
+    return "\n".join(lines)
+
+
+def _assemble(
+    config: Config, objective: Supervised, params: Params, *, mesh: jax.sharding.Mesh, run: Run
+) -> None:
+    """Make encoder and head the run's own checkpoint, with moments that are new."""
+    workdir = run.workdir
+    if hosts.from_first((workdir / "final.json").is_file):
+        return
+    program = lay_out(config, objective, mesh)
+    where = merge(program.shardings.params, program.shardings.frozen)
+    with jax.set_mesh(mesh):
+        trained, frozen = split(jax.device_put(params, where), config.optim.freeze)
+        make = jax.jit(program.init, out_shardings=program.shardings)
+        state = dataclasses.replace(
+            make(rng.key(config.seed, "init")),
+            step=jax.device_put(jnp.int32(config.total_steps), program.shardings.step),
+            params=trained,
+            frozen=frozen,
+            extra=jax.jit(objective.start, out_shardings=program.shardings.extra)(trained),
+        )
+        digest = run.digest(to_json(config))
+        saver = checkpoint.Checkpoints(workdir, run=run, config=digest, keep=config.checkpoint_keep)
+        saver.save(config.total_steps, state)
+        problem = saver.settle()
+        saver.close()
+    if problem:
+        raise checkpoint.CheckpointError(f"{workdir}: {problem}")
+    final = {"step": config.total_steps, "sha256": sha256(state)}
+    if hosts.is_first():
+        writers.write_atomic(workdir / "final.json", json.dumps(final, indent=1) + "\n")
