@@ -19,7 +19,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.image_size = 512
     # CLS of the last four blocks, as CheXFound and DINOv2 do (Oquab et al., arXiv 2304.07193).
     encoder = common.encoder("L", patch_size=16)
-    common.supervised(c, common.CHESTXRAY14, head=dict(kind="linear", pool="cls", layers=4), encoder=encoder)
+    common.supervised(
+        c, common.CHESTXRAY14, head=dict(kind="linear", pool="cls", layers=4), encoder=encoder
+    )
     common.probe(c)
     if arg == "smoke":
         common.smoke(c, image_size=64)

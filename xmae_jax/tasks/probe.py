@@ -14,9 +14,10 @@ Interrupted and started again it goes on with the first of these that is not don
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ import numpy as np
 from jaxtyping import Float
 
 from xmae_jax import checkpoint, hosts, infer, rng, sharding, train, writers
-from xmae_jax.config import Config, ConfigError, to_json
+from xmae_jax.config import Config, ConfigError, from_json, resolve, to_json
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.features import FeatureSource, FeatureView, standardisation
+from xmae_jax.data.index import Entry, read_entries, read_index
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
 from xmae_jax.digest import nested, sha256
+from xmae_jax.evaluators.classification import Classification
 from xmae_jax.objectives.probe import Probe, Reads, fold
 from xmae_jax.objectives.supervised import Supervised
 from xmae_jax.optim import merge, split
@@ -72,9 +75,10 @@ class _Protocol:
     view: Any
     say: Callable[..., None]
 
-    def _load(self, ids: Any, sources: Sources) -> LoadStep:
+    def load(self, ids: Any, sources: Sources, view: Any) -> LoadStep:
+        """Read rows of sources."""
         skip = self.config.data.bad_records == "skip"
-        return LoadStep(ids, sources, self.view, self.config.seed, slice(None), skip=skip)
+        return LoadStep(ids, sources, view, self.config.seed, slice(None), skip=skip)
 
     def phase(self, name: str, sources: Sources, *, members: int | None, **optim: Any) -> Params:
         """Train heads by the one loop, in a directory of its own; return the state, on the host.
@@ -102,7 +106,7 @@ class _Protocol:
             train.train(
                 config,
                 Probe(self.objective, self.reads, members),
-                feed=train.Feed(plan, self._load(plan.ids, sources), {}, self.leaks),
+                feed=train.Feed(plan, self.load(plan.ids, sources, self.view), {}, self.leaks),
                 evaluators={},
                 mesh=self.mesh,
                 run=record,
@@ -116,29 +120,41 @@ class _Protocol:
         except checkpoint.Unusable as error:
             raise checkpoint.CheckpointError(f"{newest}: {error}") from None
 
-    def score(
-        self, state: Params, sources: Sources, *, members: int
-    ) -> tuple[Float[np.ndarray, "n m c"], Float[np.ndarray, "n c"]]:
-        """Return every member's logits of every film of a split, and the labels."""
-        probe = Probe(self.objective, self.reads, members)
-        key = rng.key(self.config.seed, "eval")
-        sizes = tuple(map(len, sources))
-        ids = EveryRow(sizes, self.config.rows_at_once, sum(sizes))
-        load = dataclasses.replace(
-            self._load(ids, sources), rows=sharding.host_rows(self.mesh, ids.batch_size)
-        )
+    def rows(self, fn: Any, state: TrainState, load: LoadStep) -> Iterator[infer.Row]:
+        """Predict every row of a split, once."""
+        ids = load.ids
+        assert isinstance(ids, EveryRow)
+        own = sharding.host_rows(self.mesh, ids.batch_size)
         with jax.set_mesh(self.mesh):
-            rows = infer.rows(
-                infer.compile_predict(probe.members_logits, self.mesh, key),
-                TrainState(0, state["params"], state.get("frozen", {}), {}, {}, {}),
-                load,
+            yield from infer.rows(
+                infer.compile_predict(fn, self.mesh, rng.key(self.config.seed, "eval")),
+                state,
+                dataclasses.replace(load, rows=own),
                 steps=ids.steps,
                 mesh=self.mesh,
                 threads=self.config.data.threads,
             )
-            pairs = [(row["logits"], row["labels"]) for row in rows]
-        logits, labels = (np.stack(column).astype(np.float64) for column in zip(*pairs, strict=True))
-        return logits, labels
+
+    def every(self, sources: Sources, view: Any) -> LoadStep:
+        """Read every row of a split, once."""
+        sizes = tuple(map(len, sources))
+        return self.load(EveryRow(sizes, self.config.rows_at_once, sum(sizes)), sources, view)
+
+
+def with_encoder(config: Config) -> Config:
+    """Take the encoder's settings from the run that `init_from` names, if it is a run."""
+    saved = Path(config.init_from or "") / "config.json"
+    if config.init_from is None or not saved.is_file():
+        return config
+    encoder = json.loads(to_json(resolve(from_json(saved))))["objective"].get("encoder")
+    if encoder is None:
+        raise ConfigError(f"config.init_from: the objective of {config.init_from} has no encoder")
+    if encoder == config.objective.get("encoder"):
+        return config
+    sizes = ", ".join(f"{name} {encoder[name]}" for name in ("width", "depth", "patch_size"))
+    if hosts.is_first():
+        print(f"the encoder is that of {config.init_from}, not of the config: {sizes}")
+    return dataclasses.replace(config, objective={**config.objective, "encoder": encoder})
 
 
 def run(
@@ -154,24 +170,25 @@ def run(
 ) -> None:
     """Go through the protocol, or through what of it is left to do."""
     say = print if hosts.is_first() else lambda *_, **__: None
+    if hosts.from_first((run.workdir / "final.json").is_file):
+        say(f"done before: {run.workdir}")
+        return
     _begin(config, run)
     params = _encoder(config, objective, mesh, say)
     films = sum(map(len, (*records, *held_out)))
     reads = what_to_read(config, objective, films=films, say=say)
-    folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
     sources: list[Sources] = [records, held_out]
-    moments = None
-    view = view_of(config, objective, train=False)
+    moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
+        folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
         cache = Cache(config, objective, params, mesh, folder, say)
         with jax.set_mesh(mesh):
-            cached = [cache.sources(of, patches=reads == "patches") for of in (records, held_out)]
+            cached = [cache.sources(of, patches=reads == "patches") for of in sources]
         if reads == "pooled":
             moments = standardisation(cached[0], [np.arange(len(of)) for of in cached[0]])
-        view = FeatureView(objective.findings, *(moments or (None, None)))
-        sources = [*cached]
+        view, sources = FeatureView(objective.findings, *(moments or (None, None))), [*cached]
     protocol = _Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
-    winner = _choose(protocol, *sources)
+    winner, val = _choose(protocol, *sources)
     state = protocol.phase(
         "refit",
         [*sources[0], *sources[1]],
@@ -183,7 +200,11 @@ def run(
     head = merge(state["params"], state.get("frozen", {}))["head"]
     if moments is not None:
         head = fold(objective, head, *moments)
-    _assemble(config, objective, {"encoder": params["encoder"], "head": head}, mesh=mesh, run=run)
+    final = _assemble(protocol, {"encoder": params["encoder"], "head": head})
+    _test(protocol, final, val)
+    told = {"step": config.total_steps, "sha256": sha256(final)}
+    if hosts.is_first():
+        writers.write_atomic(run.workdir / "final.json", json.dumps(told, indent=1) + "\n")
     say(f"done: {run.workdir}")
 
 
@@ -240,38 +261,50 @@ def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say
         return {**params, **loaded}
 
 
-def _choose(protocol: _Protocol, train_sources: Sources, val_sources: Sources) -> Member:
-    """Train the grid, score it on the validation split, and say who wins."""
+def _choose(
+    protocol: _Protocol, train_sources: Sources, val_sources: Sources
+) -> tuple[Member, list[infer.Row]]:
+    """Train the grid, score it on the validation split; return who wins, and its rows there."""
     config = protocol.config
     assert config.probe is not None
-    grid, workdir = config.probe.grid, protocol.run.workdir
+    grid, metric = config.probe.grid, config.probe.metric
     protocol.say(f"grid: {len(grid.blr)} rates x {len(grid.weight_decay)} decays at once")
     members = len(grid.members)
-    blr = max(grid.blr)
-    state = protocol.phase("grid", train_sources, members=members, grid=grid, blr=blr)
-    logits, labels = protocol.score(state, val_sources, members=members)
+    state = protocol.phase("grid", train_sources, members=members, grid=grid, blr=max(grid.blr))
+    rows = [
+        {name: row[name] for name in ("logits", "labels", "id")}
+        for row in protocol.rows(
+            Probe(protocol.objective, protocol.reads, members).members_logits,
+            TrainState(0, state["params"], state.get("frozen", {}), {}, {}, {}),
+            protocol.every(val_sources, protocol.view),
+        )
+    ]
+    logits, labels = (
+        np.stack([row[n] for row in rows]).astype(float) for n in ("logits", "labels")
+    )
     table = []
     for i, (blr, decay) in enumerate(grid.members):
         alive = bool(state["guard"]["alive"][i]) and bool(np.isfinite(logits[:, i]).all())
         scores = macro(logits[:, i], labels) if alive else (None, None)
         table.append(Member(blr, decay, alive, *scores))
-    ranked = [member for member in table if getattr(member, config.probe.metric) is not None]
-    if not ranked:
+    scored = [i for i, member in enumerate(table) if getattr(member, metric) is not None]
+    if not scored:
         raise ConfigError(
             f"no member of the grid has a score on {config.data.eval_split}: no finding there is"
             " known both present and absent, or no member stayed finite"
         )
-    winner = max(ranked, key=lambda member: getattr(member, config.probe.metric))
-    protocol.say(_table(table, winner, config))
+    best = max(scored, key=lambda i: getattr(table[i], metric))
+    protocol.say(_table(table, table[best], config))
     if hosts.is_first():
         told = {
-            "metric": config.probe.metric,
+            "metric": metric,
             "split": config.data.eval_split,
-            "winner": table.index(winner),
+            "winner": best,
             "members": [dataclasses.asdict(member) for member in table],
         }
-        writers.write_atomic(workdir / "probe.json", json.dumps(told, indent=1) + "\n")
-    return winner
+        path = protocol.run.workdir / "probe.json"
+        writers.write_atomic(path, json.dumps(told, indent=1) + "\n")
+    return table[best], [{**row, "logits": row["logits"][best]} for row in rows]
 
 
 def macro(
@@ -308,16 +341,12 @@ def _table(table: list[Member], winner: Member, config: Config) -> str:
     return "\n".join(lines)
 
 
-def _assemble(
-    config: Config, objective: Supervised, params: Params, *, mesh: jax.sharding.Mesh, run: Run
-) -> None:
-    """Make encoder and head the run's own checkpoint, with moments that are new."""
-    workdir = run.workdir
-    if hosts.from_first((workdir / "final.json").is_file):
-        return
-    program = lay_out(config, objective, mesh)
+def _assemble(protocol: _Protocol, params: Params) -> TrainState:
+    """Save encoder and head as the run's own checkpoint, with moments that are new."""
+    config, objective, run = protocol.config, protocol.objective, protocol.run
+    program = lay_out(config, objective, protocol.mesh)
     where = merge(program.shardings.params, program.shardings.frozen)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(protocol.mesh):
         trained, frozen = split(jax.device_put(params, where), config.optim.freeze)
         make = jax.jit(program.init, out_shardings=program.shardings)
         state = dataclasses.replace(
@@ -328,12 +357,48 @@ def _assemble(
             extra=jax.jit(objective.start, out_shardings=program.shardings.extra)(trained),
         )
         digest = run.digest(to_json(config))
-        saver = checkpoint.Checkpoints(workdir, run=run, config=digest, keep=config.checkpoint_keep)
-        saver.save(config.total_steps, state)
-        problem = saver.settle()
-        saver.close()
+        saver = checkpoint.Checkpoints(
+            run.workdir, run=run, config=digest, keep=config.checkpoint_keep
+        )
+        with contextlib.closing(saver):
+            saver.save(config.total_steps, state)
+            problem = saver.settle()
     if problem:
-        raise checkpoint.CheckpointError(f"{workdir}: {problem}")
-    final = {"step": config.total_steps, "sha256": sha256(state)}
+        raise checkpoint.CheckpointError(f"{run.workdir}: {problem}")
+    return state
+
+
+def _test(protocol: _Protocol, state: TrainState, val: list[infer.Row]) -> None:
+    """Score the test split of the data, if there is one.
+
+    Thresholds are chosen on what the grid's winner said of the validation split, which it had not
+    seen; the model that is tested was trained on it.
+    """
+    config, objective = protocol.config, protocol.objective
+    name, there = "test", config.data.eval_split
+    tested = [Records(path, name) for path in config.data.paths if name in read_index(path)]
+    if not tested or there is None:
+        protocol.say(f"there is no split {name!r}: nothing is tested")
+        return
+    rows = protocol.rows(
+        objective.classify, state, protocol.every(tested, view_of(config, objective, train=False))
+    )
+    held = [Records(path, there) for path in config.data.paths]
+    evaluator = Classification(
+        findings=objective.findings,
+        entries={there: _entries(held), name: _entries(tested)},
+        train_positive=np.array(objective.stats().positive),
+    )
+    metrics, predictions = evaluator.evaluate({there: val.__iter__, name: lambda: rows})
+    if protocol.leaks:
+        metrics = {**metrics, "leaks": protocol.leaks}
+    folder = protocol.run.workdir / "eval" / "classification_test" / f"step_{config.total_steps}"
     if hosts.is_first():
-        writers.write_atomic(workdir / "final.json", json.dumps(final, indent=1) + "\n")
+        writers.write_atomic(folder / "predictions.csv", predictions)
+        writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    protocol.say(evaluator.table(metrics))
+
+
+def _entries(records: Sequence[Records]) -> list[list[Entry]]:
+    """Read the lines of `index.csv` of each source."""
+    return [[e for e in read_entries(of.directory) if e.split == of.split] for of in records]

@@ -76,6 +76,8 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     if not config.data.paths:
         raise ConfigError(NO_DATA)
     config = dataclasses.replace(config, plan=PlanConfig(None, False, None))  # no part of a run
+    if config.probe is not None:
+        config = probe.with_encoder(config)
     objective = _objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
