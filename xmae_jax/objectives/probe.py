@@ -90,6 +90,12 @@ class Probe:
             return self.supervised.model(params, {}).features(batch)
         return stored(batch, grid=self.grid, dtype=self.supervised.compute_dtype)
 
+    def logits(
+        self, head: Params, features: Features, keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b c"]:
+        """Run one head."""
+        return nnx.merge(self._graph, head)(features, keys=keys)["logits"]
+
     def _each(self, params: Params, of_one: Any) -> Any:
         """Call `of_one(head)`, or with members for each of them at once."""
         if self.members is None:
@@ -110,10 +116,9 @@ class Probe:
         features = self._features(params, batch)
 
         def of_one(head: Params) -> Float[Array, ""]:
-            logits = nnx.merge(self._graph, head)(features, keys=batch["head_keys"])["logits"]
             return losses.loss(
                 s.criterion,
-                logits=logits,
+                logits=self.logits(head, features, batch["head_keys"]),
                 labels=batch["labels"],
                 known=batch["known"],
                 class_stats=s.stats(),
@@ -133,7 +138,7 @@ class Probe:
         """Return `logits` float32 [b m c] of every member."""
         params = merge(params, frozen)
         features = self._features(params, batch)
-        logits = self._each(params, lambda head: nnx.merge(self._graph, head)(features)["logits"])
+        logits = self._each(params, lambda head: self.logits(head, features))
         return {"logits": logits.swapaxes(0, 1)}
 
     def predict_fns(self):
