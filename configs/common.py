@@ -62,6 +62,13 @@ def encoder(variant: str, *, patch_size: int, stem: str = "linear", base_grid: i
         patch_size=patch_size,
         stem=stem,
         base_grid=base_grid,
+        # What public encoders have otherwise; docs/weights.md.
+        positions="sincos",
+        resample="cubic",
+        registers=0,
+        layer_scale=optional(),
+        mlp="gelu",
+        norm_eps=1e-6,
     )
 
 
@@ -86,11 +93,17 @@ def get_config() -> ConfigDict:
             attention="auto",
             remat="none",
             init_from=optional(),
+            knn=optional(),
             data=dict(
                 path=optional(),
                 split="train",
                 eval_split=optional("val"),
                 mixture=optional(),
+                # Which training films are used, and how often: docs/protocols.md.
+                label_fraction=1.0,
+                shots=optional(),
+                balance=optional(),
+                leave_out_source=optional(),
                 contour_region="hull",
                 crop_scale=optional(),
                 augment=optional(),

@@ -42,6 +42,14 @@ class DataConfig:
     """Held-out films; None evaluates nothing and draws nothing."""
     mixture: tuple[int, ...] | None
     """Rows of each batch from each directory; None shares them in proportion to their sizes."""
+    label_fraction: float
+    """Share of the training patients that is used."""
+    shots: int | None
+    """Use so many positive and so many negative patients for each finding; None uses all."""
+    balance: float | None
+    """Show films with a finding rarer than this share of films more often; None shows all alike."""
+    leave_out_source: str | None
+    """Neither train nor choose on records of this `source`, and test on them alone."""
     contour_region: Literal["lungs", "hull"]
     crop_scale: tuple[float, float] | None
     """Share of the film that a random crop covers; None shows whole films."""
@@ -59,6 +67,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.eval_split == self.split:
             raise ValueError(f"eval_split is the training split, {self.split!r}")
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(f"label_fraction must lie in (0, 1], got {self.label_fraction}")
+        if self.shots is not None and (self.shots < 1 or self.label_fraction < 1):
+            raise ValueError(
+                f"shots must be positive and label_fraction then 1, got {self.shots} and"
+                f" {self.label_fraction}"
+            )
+        if self.balance is not None and not 0 < self.balance <= 1:
+            raise ValueError(f"balance must lie in (0, 1] or be None, got {self.balance}")
         low, high = self.crop_scale or (1.0, 1.0)
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")
@@ -141,6 +158,20 @@ class CacheConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class KnnConfig:
+    """How nearest neighbours are asked."""
+
+    k: tuple[int, ...]
+    """Numbers of neighbours to try; the best on the validation split is kept."""
+    features: Literal["cls", "mean"]
+    """The class token, or the mean of the valid patches."""
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise ValueError(f"k is to be some positive numbers, got {self.k}")
+
+
+@dataclasses.dataclass(frozen=True)
 class DebugConfig:
     """Faults on demand."""
 
@@ -171,6 +202,8 @@ class Config:
     attention: Backend
     remat: Remat
     init_from: str | None
+    knn: KnnConfig | None
+    """Train nothing, and score the encoder by nearest neighbours; None trains."""
     data: DataConfig
     guard: GuardConfig
     debug: DebugConfig

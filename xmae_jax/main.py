@@ -29,7 +29,7 @@ from xmae_jax.data.leaks import Leaked
 from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
 from xmae_jax.lock import Locked
-from xmae_jax.tasks import plan, rollback, train, verify
+from xmae_jax.tasks import knn, plan, rollback, train, verify
 from xmae_jax.train import Preempted
 
 EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
@@ -150,11 +150,17 @@ def _run() -> None:
         if FLAGS.task == "plan":
             plan.run(config)
             return
+        workdir = Path(FLAGS.workdir or Path("runs") / config.name).absolute()
+        if config.knn is not None:
+            if FLAGS.distributed:
+                raise ConfigError("config.knn takes one process: leave out --distributed")
+            knn.run(config, workdir)
+            return
         if FLAGS.distributed:
             _join(config)
         train.run(
             config,
-            Path(FLAGS.workdir or Path("runs") / config.name).absolute(),
+            workdir,
             allow_config_change=FLAGS.allow_config_change,
             allow_fresh=FLAGS.allow_fresh,
         )

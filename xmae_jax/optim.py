@@ -25,9 +25,10 @@ from jaxtyping import Array, Bool, Float, Int
 from xmae_jax.typing import Params, leaf_path
 
 EPSILON = 1e-8
-NO_DECAY = re.compile(r".*(^|/)(bias|scale|queries)")
-"""Biases and norms do not decay; tokens do, as with He et al. (arXiv 2111.06377, appendix A). A
-head's queries do not: those without gradient stay what they are, frozen by pattern or not."""
+NO_DECAY = re.compile(r".*(^|/)(bias|scale|gamma[12]|queries)")
+"""Biases, norms and layer scales do not decay; tokens and positions do, as with He et al. (arXiv
+2111.06377, appendix A) and Oquab et al. (DINOv2, arXiv 2304.07193). A head's queries do not: those
+without gradient stay what they are, frozen by pattern or not."""
 
 
 @dataclasses.dataclass(frozen=True)

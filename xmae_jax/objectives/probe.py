@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from xmae_jax.heads import make_head
 from xmae_jax.heads.parts import mean
+from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.objectives import losses
 from xmae_jax.objectives.supervised import Supervised
 from xmae_jax.optim import merge
@@ -48,6 +49,11 @@ class Probe:
     def grid(self) -> tuple[int, int]:
         """Patches along height and width."""
         return self.supervised.grid
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """What `init_from` is to fit."""
+        return self.supervised.encoder
 
     def head(self, rngs: nnx.Rngs) -> Any:
         """Make the module of one head."""

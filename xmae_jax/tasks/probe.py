@@ -26,13 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from xmae_jax import checkpoint, hosts, infer, rng, sharding, train, writers
-from xmae_jax.config import Config, ConfigError, from_json, resolve, to_json
+from xmae_jax import checkpoint, hosts, infer, init_from, rng, sharding, train, writers
+from xmae_jax.config import Config, ConfigError, to_json
 from xmae_jax.data.batch import EveryRow, LoadStep
-from xmae_jax.data.features import FeatureSource, FeatureView, standardisation
-from xmae_jax.data.index import Entry, read_entries, read_index
+from xmae_jax.data.features import FeatureView, standardisation
+from xmae_jax.data.index import read_index
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
+from xmae_jax.data.subset import Rows, rows_digest
 from xmae_jax.digest import nested, sha256
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.objectives.probe import Probe, Reads, fold
@@ -43,9 +44,46 @@ from xmae_jax.rundir import Run, new_id, read_run, run_of
 from xmae_jax.scores.ranking import point, rank
 from xmae_jax.tasks.features import Cache, what_to_read
 from xmae_jax.tasks.film import view_of
+from xmae_jax.tasks.split import Split
 from xmae_jax.typing import Params, TrainState
 
-Sources = Sequence[Records] | Sequence[FeatureSource]
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a phase reads: sources, and the rows of an epoch of each; None is every record once."""
+
+    sources: Sequence[Any]
+    chosen: Rows | None
+
+    @property
+    def rows(self) -> Rows:
+        """Rows of an epoch of each source."""
+        return self.chosen or tuple(np.arange(len(of)) for of in self.sources)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Names the rows of an epoch of each source."""
+        names = tuple(of.digest for of in self.sources)
+        if self.chosen is None:
+            return names
+        return tuple(rows_digest(d, rows) for d, rows in zip(names, self.chosen, strict=True))
+
+    def plan(self, config: Config) -> Plan:
+        """Set the order of data, sources in proportion to their rows."""
+        sizes = tuple(map(len, self.rows))
+        counts = mixture_counts(sizes, config.batch_size)
+        return Plan(config.seed, sizes, counts, self.digests, (), self.chosen)
+
+    def every(self, batch_size: int) -> EveryRow:
+        """List the films of all rows, each once."""
+        rows = tuple(map(np.unique, self.rows))
+        sizes = tuple(map(len, rows))
+        return EveryRow(sizes, batch_size, sum(sizes), rows)
+
+    def with_rows_of(self, other: _Data) -> _Data:
+        """Join the rows of two splits."""
+        every = self.chosen is None and other.chosen is None
+        return _Data([*self.sources, *other.sources], None if every else self.rows + other.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +113,12 @@ class _Protocol:
     view: Any
     say: Callable[..., None]
 
-    def load(self, ids: Any, sources: Sources, view: Any) -> LoadStep:
+    def load(self, ids: Any, sources: Sequence[Any], view: Any) -> LoadStep:
         """Read rows of sources."""
         skip = self.config.data.bad_records == "skip"
         return LoadStep(ids, sources, view, self.config.seed, slice(None), skip=skip)
 
-    def phase(self, name: str, sources: Sources, *, members: int | None, **optim: Any) -> Params:
+    def phase(self, name: str, data: _Data, *, members: int | None, **optim: Any) -> Params:
         """Train heads by the one loop, in a directory of its own; return the state, on the host.
 
         optim: what is to be other than in the run's own config.
@@ -98,15 +136,13 @@ class _Protocol:
             objective={**given.objective, "name": "probe", "reads": self.reads},
         )
         workdir = self.run.workdir / name
-        record = _record(workdir, config, sources)
-        sizes = tuple(map(len, sources))
-        counts = mixture_counts(sizes, config.batch_size)
-        plan = Plan(config.seed, sizes, counts, tuple(of.digest for of in sources))
+        plan = data.plan(config)
+        record = _record(workdir, config, plan)
         if not hosts.from_first((workdir / "final.json").is_file):
             train.train(
                 config,
                 Probe(self.objective, self.reads, members),
-                feed=train.Feed(plan, self.load(plan.ids, sources, self.view), {}, self.leaks),
+                feed=train.Feed(plan, self.load(plan.ids, data.sources, self.view), {}, self.leaks),
                 evaluators={},
                 mesh=self.mesh,
                 run=record,
@@ -120,33 +156,31 @@ class _Protocol:
         except checkpoint.Unusable as error:
             raise checkpoint.CheckpointError(f"{newest}: {error}") from None
 
-    def rows(self, fn: Any, state: TrainState, load: LoadStep) -> Iterator[infer.Row]:
-        """Predict every row of a split, once."""
-        ids = load.ids
-        assert isinstance(ids, EveryRow)
-        own = sharding.host_rows(self.mesh, ids.batch_size)
+    def predict(self, fn: Any, state: TrainState, data: _Data, view: Any) -> Iterator[infer.Row]:
+        """Yield the prediction for every film once."""
+        rows = self.config.rows_at_once
+        ids = data.every(rows)
+        own = sharding.host_rows(self.mesh, rows)
         with jax.set_mesh(self.mesh):
             yield from infer.rows(
                 infer.compile_predict(fn, self.mesh, rng.key(self.config.seed, "eval")),
                 state,
-                dataclasses.replace(load, rows=own),
+                dataclasses.replace(self.load(ids, data.sources, view), rows=own),
                 steps=ids.steps,
                 mesh=self.mesh,
                 threads=self.config.data.threads,
             )
 
-    def every(self, sources: Sources, view: Any) -> LoadStep:
-        """Read every row of a split, once."""
-        sizes = tuple(map(len, sources))
-        return self.load(EveryRow(sizes, self.config.rows_at_once, sum(sizes)), sources, view)
-
 
 def with_encoder(config: Config) -> Config:
     """Take the encoder's settings from the run that `init_from` names, if it is a run."""
-    saved = Path(config.init_from or "") / "config.json"
-    if config.init_from is None or not saved.is_file():
+    if config.init_from is None or not checkpoint.step_directories(config.init_from):
         return config
-    encoder = json.loads(to_json(resolve(from_json(saved))))["objective"].get("encoder")
+    saved = Path(config.init_from) / "config.json"
+    try:
+        encoder = json.loads(saved.read_text())["objective"].get("encoder")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"config.init_from: {saved}: {error}") from None
     if encoder is None:
         raise ConfigError(f"config.init_from: the objective of {config.init_from} has no encoder")
     if encoder == config.objective.get("encoder"):
@@ -161,8 +195,8 @@ def run(
     config: Config,
     objective: Supervised,
     *,
-    records: Sequence[Records],
-    held_out: Sequence[Records],
+    training: Split,
+    held_out: Split,
     mesh: jax.sharding.Mesh,
     run: Run,
     permit: train.Permit,
@@ -175,23 +209,25 @@ def run(
         return
     _begin(config, run)
     params = _encoder(config, objective, mesh, say)
-    films = sum(map(len, (*records, *held_out)))
+    films = sum(map(len, (*training.records, *held_out.records)))
     reads = what_to_read(config, objective, films=films, say=say)
-    sources: list[Sources] = [records, held_out]
+    sources: list[Sequence[Any]] = [training.records, held_out.records]
     moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
         folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
         cache = Cache(config, objective, params, mesh, folder, say)
         with jax.set_mesh(mesh):
-            cached = [cache.sources(of, patches=reads == "patches") for of in sources]
+            sources = [cache.sources(of, patches=reads == "patches") for of in sources]
+    train_data, val_data = _Data(sources[0], training.chosen), _Data(sources[1], held_out.chosen)
+    if reads != "films":
         if reads == "pooled":
-            moments = standardisation(cached[0], [np.arange(len(of)) for of in cached[0]])
-        view, sources = FeatureView(objective.findings, *(moments or (None, None))), [*cached]
+            moments = standardisation(sources[0], train_data.rows)
+        view = FeatureView(objective.findings, *(moments or (None, None)))
     protocol = _Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
-    winner, val = _choose(protocol, *sources)
+    winner, val = _choose(protocol, train_data, val_data)
     state = protocol.phase(
         "refit",
-        [*sources[0], *sources[1]],
+        train_data.with_rows_of(val_data),
         members=None,
         blr=winner.blr,
         weight_decay=winner.weight_decay,
@@ -201,7 +237,7 @@ def run(
     if moments is not None:
         head = fold(objective, head, *moments)
     final = _assemble(protocol, {"encoder": params["encoder"], "head": head})
-    _test(protocol, final, val)
+    _test(protocol, final, held_out, val)
     told = {"step": config.total_steps, "sha256": sha256(final)}
     if hosts.is_first():
         writers.write_atomic(run.workdir / "final.json", json.dumps(told, indent=1) + "\n")
@@ -217,9 +253,10 @@ def _begin(config: Config, run: Run) -> None:
         writers.write_atomic(run.workdir / "config.json", to_json(config))
 
 
-def _record(workdir: Path, config: Config, sources: Sources) -> Run:
+def _record(workdir: Path, config: Config, plan: Plan) -> Run:
     """Open the record of a phase; ConfigError if it was begun with something else."""
-    listed = [{"records": len(of), "digest": of.digest} for of in sources]
+    pairs = zip(plan.sizes, plan.digests, strict=True)
+    listed = [{"records": size, "digest": digest} for size, digest in pairs]
 
     def known() -> dict[str, Any]:
         record = read_run(workdir) or Run(workdir, new_id(), listed)
@@ -250,19 +287,20 @@ def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say
                 " a head gets without any pre-training")  # fmt: skip
             return params
         try:
-            where = {"encoder": program.shardings.frozen["encoder"]}
-            wanted = {"encoder": params["encoder"]}
-            loaded = checkpoint.load_params(
-                config.init_from, wanted, shardings=where, only="encoder"
+            loaded, lines = init_from.load(
+                config.init_from,
+                {"encoder": params["encoder"]},
+                shardings={"encoder": program.shardings.frozen["encoder"]},
+                objective=objective,
             )
         except ValueError as error:
             raise ConfigError(f"config.init_from: {error}") from None
-        say(f"encoder from {config.init_from}")
+        say("\n".join(lines))
         return {**params, **loaded}
 
 
 def _choose(
-    protocol: _Protocol, train_sources: Sources, val_sources: Sources
+    protocol: _Protocol, train_data: _Data, val_data: _Data
 ) -> tuple[Member, list[infer.Row]]:
     """Train the grid, score it on the validation split; return who wins, and its rows there."""
     config = protocol.config
@@ -270,13 +308,14 @@ def _choose(
     grid, metric = config.probe.grid, config.probe.metric
     protocol.say(f"grid: {len(grid.blr)} rates x {len(grid.weight_decay)} decays at once")
     members = len(grid.members)
-    state = protocol.phase("grid", train_sources, members=members, grid=grid, blr=max(grid.blr))
+    state = protocol.phase("grid", train_data, members=members, grid=grid, blr=max(grid.blr))
     rows = [
         {name: row[name] for name in ("logits", "labels", "id")}
-        for row in protocol.rows(
+        for row in protocol.predict(
             Probe(protocol.objective, protocol.reads, members).members_logits,
             TrainState(0, state["params"], state.get("frozen", {}), {}, {}, {}),
-            protocol.every(val_sources, protocol.view),
+            val_data,
+            protocol.view,
         )
     ]
     logits, labels = (
@@ -368,28 +407,27 @@ def _assemble(protocol: _Protocol, params: Params) -> TrainState:
     return state
 
 
-def _test(protocol: _Protocol, state: TrainState, val: list[infer.Row]) -> None:
+def _test(protocol: _Protocol, state: TrainState, held_out: Split, val: list[infer.Row]) -> None:
     """Score the test split of the data, if there is one.
 
     Thresholds are chosen on what the grid's winner said of the validation split, which it had not
     seen; the model that is tested was trained on it.
     """
-    config, objective = protocol.config, protocol.objective
-    name, there = "test", config.data.eval_split
-    tested = [Records(path, name) for path in config.data.paths if name in read_index(path)]
-    if not tested or there is None:
+    config, objective, name = protocol.config, protocol.objective, "test"
+    there = [Records(path, name) for path in config.data.paths if name in read_index(path)]
+    if not there:
         protocol.say(f"there is no split {name!r}: nothing is tested")
         return
-    rows = protocol.rows(
-        objective.classify, state, protocol.every(tested, view_of(config, objective, train=False))
-    )
-    held = [Records(path, there) for path in config.data.paths]
+    tested = Split(there, name, held_out.subset)
+    view = view_of(config, objective, train=False)
+    data = _Data(tested.records, tested.chosen)
     evaluator = Classification(
         findings=objective.findings,
-        entries={there: _entries(held), name: _entries(tested)},
+        entries={"val": held_out.entries, name: tested.entries},
         train_positive=np.array(objective.stats().positive),
     )
-    metrics, predictions = evaluator.evaluate({there: val.__iter__, name: lambda: rows})
+    rows = protocol.predict(objective.classify, state, data, view)
+    metrics, predictions = evaluator.evaluate({"val": val.__iter__, name: lambda: rows})
     if protocol.leaks:
         metrics = {**metrics, "leaks": protocol.leaks}
     folder = protocol.run.workdir / "eval" / "classification_test" / f"step_{config.total_steps}"
@@ -397,8 +435,3 @@ def _test(protocol: _Protocol, state: TrainState, val: list[infer.Row]) -> None:
         writers.write_atomic(folder / "predictions.csv", predictions)
         writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     protocol.say(evaluator.table(metrics))
-
-
-def _entries(records: Sequence[Records]) -> list[list[Entry]]:
-    """Read the lines of `index.csv` of each source."""
-    return [[e for e in read_entries(of.directory) if e.split == of.split] for of in records]
