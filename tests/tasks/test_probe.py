@@ -22,6 +22,7 @@ from xmae_jax.data.findings import FINDINGS
 from xmae_jax.data.manifest import DataError
 from xmae_jax.optim import Grid
 from xmae_jax.tasks import probe, train
+from xmae_jax.tasks.members import macro
 from xmae_jax.tasks.model import load_run
 
 KEY = {"encoder": "abc", "split": "train"}
@@ -163,6 +164,6 @@ def test_the_encoder_is_that_of_the_run(config, reference):
 def test_macro_leaves_out_what_is_undefined():
     logits = np.array([[3.0, 1.0, 0.0], [2.0, 2.0, 0.0], [1.0, 3.0, 0.0]])
     labels = np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, np.nan, -1.0]])
-    auroc, average = probe.macro(logits, labels)
+    auroc, average = macro(logits, labels)
     assert (auroc, average) == (0.5, 0.75)
-    assert probe.macro(logits, np.full((3, 3), np.nan)) == (None, None)
+    assert macro(logits, np.full((3, 3), np.nan)) == (None, None)

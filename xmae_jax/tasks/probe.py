@@ -5,7 +5,8 @@
 3. The member of the best mean score on the validation split wins: `probe.json`.
 4. Its rate and decay on both splits, from the start and for as many steps: `refit/`, likewise.
    A start from the winner's parameters, as CheXFound's code has it, would give a chosen rate more
-   steps than it was chosen for.
+   steps than it was chosen for. Where `data` asks for fewer labels than there are, the winner
+   itself is kept, since all of the validation split would be more than were asked for.
 5. Encoder and head become the checkpoint of the run directory, an ordinary one of `supervised`.
 6. The test split is read for the first time, and scored.
 
@@ -17,159 +18,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from xmae_jax import checkpoint, hosts, infer, init_from, rng, sharding, train, writers
+from xmae_jax import checkpoint, hosts, infer, init_from, rng, train, writers
 from xmae_jax.config import Config, ConfigError, to_json
-from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.features import FeatureView, standardisation
 from xmae_jax.data.index import read_index
-from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.records import Records
-from xmae_jax.data.subset import Rows, rows_digest
-from xmae_jax.digest import nested, sha256
+from xmae_jax.digest import sha256
 from xmae_jax.evaluators.classification import Classification
-from xmae_jax.objectives.probe import Probe, Reads, fold
+from xmae_jax.objectives.probe import Probe, fold
 from xmae_jax.objectives.supervised import Supervised
 from xmae_jax.optim import merge, split
 from xmae_jax.program import lay_out
-from xmae_jax.rundir import Run, new_id, read_run, run_of
-from xmae_jax.scores.ranking import point, rank
+from xmae_jax.rundir import Run
 from xmae_jax.tasks.features import Cache, what_to_read
 from xmae_jax.tasks.film import view_of
+from xmae_jax.tasks.members import best_of, judge, table
+from xmae_jax.tasks.phase import Data, Protocol
 from xmae_jax.tasks.split import Split
 from xmae_jax.typing import Params, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """What a phase reads: sources, and the rows of an epoch of each; None is every record once."""
-
-    sources: Sequence[Any]
-    chosen: Rows | None
-
-    @property
-    def rows(self) -> Rows:
-        """Rows of an epoch of each source."""
-        return self.chosen or tuple(np.arange(len(of)) for of in self.sources)
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Names the rows of an epoch of each source."""
-        names = tuple(of.digest for of in self.sources)
-        if self.chosen is None:
-            return names
-        return tuple(rows_digest(d, rows) for d, rows in zip(names, self.chosen, strict=True))
-
-    def plan(self, config: Config) -> Plan:
-        """Set the order of data, sources in proportion to their rows."""
-        sizes = tuple(map(len, self.rows))
-        counts = mixture_counts(sizes, config.batch_size)
-        return Plan(config.seed, sizes, counts, self.digests, (), self.chosen)
-
-    def every(self, batch_size: int) -> EveryRow:
-        """List the films of all rows, each once."""
-        rows = tuple(map(np.unique, self.rows))
-        sizes = tuple(map(len, rows))
-        return EveryRow(sizes, batch_size, sum(sizes), rows)
-
-    def with_rows_of(self, other: _Data) -> _Data:
-        """Join the rows of two splits."""
-        every = self.chosen is None and other.chosen is None
-        return _Data([*self.sources, *other.sources], None if every else self.rows + other.rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """What became of one pair of rate and decay."""
-
-    blr: float
-    weight_decay: float
-    alive: bool
-    """Whether loss and gradient were finite to the end."""
-    auroc: float | None
-    """Mean over findings on the validation split; None where undefined, or not alive."""
-    average_precision: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Protocol:
-    """What all phases share."""
-
-    config: Config
-    objective: Supervised
-    mesh: jax.sharding.Mesh
-    run: Run
-    permit: train.Permit
-    leaks: dict[str, int]
-    reads: Reads
-    view: Any
-    say: Callable[..., None]
-
-    def load(self, ids: Any, sources: Sequence[Any], view: Any) -> LoadStep:
-        """Read rows of sources."""
-        skip = self.config.data.bad_records == "skip"
-        return LoadStep(ids, sources, view, self.config.seed, slice(None), skip=skip)
-
-    def phase(self, name: str, data: _Data, *, members: int | None, **optim: Any) -> Params:
-        """Train heads by the one loop, in a directory of its own; return the state, on the host.
-
-        optim: what is to be other than in the run's own config.
-        """
-        given = self.config
-        config = dataclasses.replace(
-            given,
-            name=f"{given.name}_{name}",
-            optim=dataclasses.replace(given.optim, **optim),
-            guard=given.guard
-            if members is None
-            else dataclasses.replace(given.guard, spike_sigma=None),
-            init_from=given.init_from if self.reads == "films" else None,
-            probe=None,
-            objective={**given.objective, "name": "probe", "reads": self.reads},
-        )
-        workdir = self.run.workdir / name
-        plan = data.plan(config)
-        record = _record(workdir, config, plan)
-        if not hosts.from_first((workdir / "final.json").is_file):
-            train.train(
-                config,
-                Probe(self.objective, self.reads, members),
-                feed=train.Feed(plan, self.load(plan.ids, data.sources, self.view), {}, self.leaks),
-                evaluators={},
-                mesh=self.mesh,
-                run=record,
-                permit=self.permit,
-                mfu_of_speed=None,
-            )
-        newest = checkpoint.step_directories(workdir)[0]
-        try:
-            leaves = checkpoint.read_digest(newest, record.id)["leaves"]
-            return nested(checkpoint.read_back(newest, leaves))
-        except checkpoint.Unusable as error:
-            raise checkpoint.CheckpointError(f"{newest}: {error}") from None
-
-    def predict(self, fn: Any, state: TrainState, data: _Data, view: Any) -> Iterator[infer.Row]:
-        """Yield the prediction for every film once."""
-        rows = self.config.rows_at_once
-        ids = data.every(rows)
-        own = sharding.host_rows(self.mesh, rows)
-        with jax.set_mesh(self.mesh):
-            yield from infer.rows(
-                infer.compile_predict(fn, self.mesh, rng.key(self.config.seed, "eval")),
-                state,
-                dataclasses.replace(self.load(ids, data.sources, view), rows=own),
-                steps=ids.steps,
-                mesh=self.mesh,
-                threads=self.config.data.threads,
-            )
 
 
 def with_encoder(config: Config) -> Config:
@@ -218,29 +92,20 @@ def run(
         cache = Cache(config, objective, params, mesh, folder, say)
         with jax.set_mesh(mesh):
             sources = [cache.sources(of, patches=reads == "patches") for of in sources]
-    train_data, val_data = _Data(sources[0], training.chosen), _Data(sources[1], held_out.chosen)
+    train_data, val_data = Data(sources[0], training.chosen), Data(sources[1], held_out.chosen)
     if reads != "films":
         if reads == "pooled":
             moments = standardisation(sources[0], train_data.rows)
         view = FeatureView(objective.findings, *(moments or (None, None)))
-    protocol = _Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
-    winner, val = _choose(protocol, train_data, val_data)
-    state = protocol.phase(
-        "refit",
-        train_data.with_rows_of(val_data),
-        members=None,
-        blr=winner.blr,
-        weight_decay=winner.weight_decay,
-        weight_decay_end=winner.weight_decay,
-    )
-    head = merge(state["params"], state.get("frozen", {}))["head"]
+    protocol = Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
+    head, val = _head(protocol, train_data, val_data, refit=not training.subset.few)
     if moments is not None:
         head = fold(objective, head, *moments)
-    final = _assemble(protocol, {"encoder": params["encoder"], "head": head})
-    _test(protocol, final, held_out, val)
-    told = {"step": config.total_steps, "sha256": sha256(final)}
+    state = _assemble(protocol, {"encoder": params["encoder"], "head": head})
+    _test(protocol, state, held_out, val)
+    final = {"step": config.total_steps, "sha256": sha256(state)}
     if hosts.is_first():
-        writers.write_atomic(run.workdir / "final.json", json.dumps(told, indent=1) + "\n")
+        writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
     say(f"done: {run.workdir}")
 
 
@@ -251,25 +116,6 @@ def _begin(config: Config, run: Run) -> None:
         if digest not in run.configs:
             dataclasses.replace(run, configs=(*run.configs, digest)).write()
         writers.write_atomic(run.workdir / "config.json", to_json(config))
-
-
-def _record(workdir: Path, config: Config, plan: Plan) -> Run:
-    """Open the record of a phase; ConfigError if it was begun with something else."""
-    pairs = zip(plan.sizes, plan.digests, strict=True)
-    listed = [{"records": size, "digest": digest} for size, digest in pairs]
-
-    def known() -> dict[str, Any]:
-        record = read_run(workdir) or Run(workdir, new_id(), listed)
-        begun = record.configs and record.digest(to_json(config)) not in record.configs
-        if begun or record.sources != listed:
-            raise ConfigError(
-                f"{workdir} was begun with another config, encoder or data; a probe does not go on"
-                " under a changed config: choose another --workdir"
-            )
-        workdir.mkdir(exist_ok=True)
-        return record.tree()
-
-    return run_of(workdir, hosts.from_first(known))
 
 
 def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say: Any) -> Params:
@@ -299,88 +145,57 @@ def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say
         return {**params, **loaded}
 
 
-def _choose(
-    protocol: _Protocol, train_data: _Data, val_data: _Data
-) -> tuple[Member, list[infer.Row]]:
-    """Train the grid, score it on the validation split; return who wins, and its rows there."""
-    config = protocol.config
-    assert config.probe is not None
-    grid, metric = config.probe.grid, config.probe.metric
+def _head(
+    protocol: Protocol, train_data: Data, val_data: Data, *, refit: bool
+) -> tuple[Params, list[infer.Row]]:
+    """Return the head that is kept, and what the grid's winner said of the validation split."""
+    config, objective = protocol.config, protocol.objective
+    probe = config.probe
+    assert probe is not None and config.data.eval_split is not None
+    grid, count = probe.grid, len(probe.grid.members)
     protocol.say(f"grid: {len(grid.blr)} rates x {len(grid.weight_decay)} decays at once")
-    members = len(grid.members)
-    state = protocol.phase("grid", train_data, members=members, grid=grid, blr=max(grid.blr))
+    state = protocol.phase("grid", train_data, members=count, grid=grid, blr=max(grid.blr))
+    params, frozen = state["params"], state.get("frozen", {})
     rows = [
         {name: row[name] for name in ("logits", "labels", "id")}
         for row in protocol.predict(
-            Probe(protocol.objective, protocol.reads, members).members_logits,
-            TrainState(0, state["params"], state.get("frozen", {}), {}, {}, {}),
+            Probe(objective, protocol.reads, count).members_logits,
+            TrainState(0, params, frozen, {}, {}, {}),
             val_data,
             protocol.view,
         )
     ]
-    logits, labels = (
-        np.stack([row[n] for row in rows]).astype(float) for n in ("logits", "labels")
-    )
-    table = []
-    for i, (blr, decay) in enumerate(grid.members):
-        alive = bool(state["guard"]["alive"][i]) and bool(np.isfinite(logits[:, i]).all())
-        scores = macro(logits[:, i], labels) if alive else (None, None)
-        table.append(Member(blr, decay, alive, *scores))
-    scored = [i for i, member in enumerate(table) if getattr(member, metric) is not None]
-    if not scored:
+    logits, labels = (np.stack([row[name] for row in rows]) for name in ("logits", "labels"))
+    members = judge(grid, state["guard"]["alive"], logits, labels)
+    best = best_of(members, probe.metric)
+    if best is None:
         raise ConfigError(
-            f"no member of the grid has a score on {config.data.eval_split}: no finding there is"
-            " known both present and absent, or no member stayed finite"
+            f"no member of the grid has a score on {config.data.eval_split!r}: no finding is known"
+            " there both present and absent, or no member stayed finite"
         )
-    best = max(scored, key=lambda i: getattr(table[i], metric))
-    protocol.say(_table(table, table[best], config))
+    split, batch_size = config.data.eval_split, config.batch_size
+    protocol.say(table(members, best, batch_size=batch_size, split=split))
     if hosts.is_first():
         told = {
-            "metric": metric,
-            "split": config.data.eval_split,
+            "metric": probe.metric,
+            "split": split,
             "winner": best,
-            "members": [dataclasses.asdict(member) for member in table],
+            "refitted": refit,
+            "members": [dataclasses.asdict(member) for member in members],
         }
         path = protocol.run.workdir / "probe.json"
         writers.write_atomic(path, json.dumps(told, indent=1) + "\n")
-    return table[best], [{**row, "logits": row["logits"][best]} for row in rows]
+    head = jax.tree.map(lambda p: p[best], merge(params, frozen)["head"])
+    if refit:
+        blr, decay = grid.members[best]
+        decays = {"weight_decay": decay, "weight_decay_end": decay}
+        both = train_data.with_rows_of(val_data)
+        state = protocol.phase("refit", both, members=None, blr=blr, **decays)
+        head = merge(state["params"], state.get("frozen", {}))["head"]
+    return head, [{**row, "logits": row["logits"][best]} for row in rows]
 
 
-def macro(
-    logits: Float[np.ndarray, "n c"], labels: Float[np.ndarray, "n c"]
-) -> tuple[float | None, float | None]:
-    """Return mean AUROC and average precision over findings that have both sides."""
-    found = []
-    for scores, truth in zip(logits.T, labels.T, strict=True):
-        known = np.isin(truth, (0.0, 1.0))
-        auroc, average = point(rank(scores[known], truth[known] == 1))
-        if auroc is not None:
-            found.append((auroc, average))
-    if not found:
-        return None, None
-    means = np.mean(found, axis=0)
-    return float(means[0]), float(means[1])
-
-
-def _table(table: list[Member], winner: Member, config: Config) -> str:
-    """Write the members for a terminal."""
-    split, batch = config.data.eval_split, config.batch_size
-
-    def told(score: float | None) -> str:
-        return "-" if score is None else f"{score:.4f}"
-
-    lines = [f"  {'rate':>9} {'decay':>8}  {'AUROC':>7} {'AP':>7}  ({split}, mean of findings)"]
-    for member in table:
-        fate = "" if member.alive else "not finite, left out"
-        lines.append(
-            f"  {member.blr * batch / 256:>9.3g} {member.weight_decay:>8.3g}"
-            f"  {told(member.auroc):>7} {told(member.average_precision):>7}"
-            f"  {'chosen' if member is winner else fate}"
-        )
-    return "\n".join(lines)
-
-
-def _assemble(protocol: _Protocol, params: Params) -> TrainState:
+def _assemble(protocol: Protocol, params: Params) -> TrainState:
     """Save encoder and head as the run's own checkpoint, with moments that are new."""
     config, objective, run = protocol.config, protocol.objective, protocol.run
     program = lay_out(config, objective, protocol.mesh)
@@ -407,7 +222,7 @@ def _assemble(protocol: _Protocol, params: Params) -> TrainState:
     return state
 
 
-def _test(protocol: _Protocol, state: TrainState, held_out: Split, val: list[infer.Row]) -> None:
+def _test(protocol: Protocol, state: TrainState, held_out: Split, val: list[infer.Row]) -> None:
     """Score the test split of the data, if there is one.
 
     Thresholds are chosen on what the grid's winner said of the validation split, which it had not
@@ -420,7 +235,7 @@ def _test(protocol: _Protocol, state: TrainState, held_out: Split, val: list[inf
         return
     tested = Split(there, name, held_out.subset)
     view = view_of(config, objective, train=False)
-    data = _Data(tested.records, tested.chosen)
+    data = Data(tested.records, tested.chosen)
     evaluator = Classification(
         findings=objective.findings,
         entries={"val": held_out.entries, name: tested.entries},
