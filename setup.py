@@ -65,7 +65,8 @@ setup(
     packages=find_packages(include=["xmae_jax*", "data_prep*"]),
     package_data={
         "data_prep": ["templates/*.html"],
-        "xmae_jax": ["weights/*"],  # the lung model, docs/lung_model.md
+        # weights: the lung model, docs/lung_model.md
+        "xmae_jax": ["weights/*", "templates/*.html"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

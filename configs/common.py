@@ -126,6 +126,8 @@ def get_config() -> ConfigDict:
             debug=dict(poison_step=optional()),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             plan=dict(topology=optional(), search=False, price=optional()),
+            export=dict(format="safetensors", public=False, name=optional()),
+            predict=dict(output=optional(), heat=optional(), maps=optional(3)),
             optim=dict(
                 blr=1.5e-4,
                 min_lr=0.0,

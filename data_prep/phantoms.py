@@ -43,6 +43,7 @@ from data_prep.phantom_text import write
 
 VERSION = 1
 SOURCE = f"phantom-v{VERSION}"
+LICENCE = "CC0-1.0"  # drawings of nobody
 USAGE_ERROR = 64
 IO_ERROR = 74
 MACRO_AUROC_LIMIT = 0.75
@@ -157,6 +158,8 @@ def _make(index: int, *, output: str, seed: int, size: int, dicom: bool) -> _Row
         "sex": phantom.sex,
         "age": phantom.age,
         "source": SOURCE,
+        "licence": LICENCE,
+        "mask_licence": LICENCE,
         "generator_version": VERSION,
     }
     report = {

@@ -25,6 +25,7 @@ from xmae_jax.models.layers import Remat
 from xmae_jax.optim import Grid, OptimConfig
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class ConfigError(Exception):
@@ -121,6 +122,38 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What --task=export writes; training does not read it."""
+
+    format: Literal["safetensors", "hf", "onnx"]
+    public: bool
+    """For anyone: refused where the terms of a data set do not allow it."""
+    name: str | None
+    """Of the model and its files; None takes the run's."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """What --task=predict writes; training does not read it."""
+
+    output: str | None
+    """A folder that is not there yet; None is the next of `predict/1`, `predict/2`, ... of the
+    run."""
+    heat: Literal["attention", "rollout", "gradient"] | None
+    """Where the model looked; None takes what suits the head, see `tasks/heat.py`."""
+    maps: int | Literal["all"]
+    """Findings of a film that are drawn, at most."""
+
+    def __post_init__(self) -> None:
+        if self.maps != "all" and self.maps < 0:
+            raise ValueError(f"maps must not be negative, got {self.maps}")
+
+
+@dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When a step is left out, and when a run that hangs is ended."""
 
@@ -209,6 +242,8 @@ class Config:
     debug: DebugConfig
     mesh: MeshConfig
     plan: PlanConfig
+    export: ExportConfig
+    predict: PredictConfig
     optim: OptimConfig
     probe: ProbeConfig | None
     """Train the objective's head alone, by the protocol of a frozen probe; None trains as usual."""
@@ -234,7 +269,7 @@ class Config:
                 f"{self.rows_at_once} rows at once do not split over mesh.data {self.mesh.data} x"
                 f" mesh.fsdp {self.mesh.fsdp} devices"
             )
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+        if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
         if self.data.mixture is not None and (
             len(self.data.mixture) != len(self.data.paths)

@@ -161,7 +161,7 @@ def _train(
         make = jax.jit(program.init, out_shardings=shardings)
         first, state = 0, make(rng.key(config.seed, "init"))
         if config.init_from is not None:
-            state, lines = _initialise(state, config, objective, shardings)
+            state, lines = initialise(state, config, objective, shardings)
             say("\n".join(lines))
     writer = writers.Writer(run.workdir, active=hosts.is_first())
     if hosts.is_first():
@@ -275,7 +275,7 @@ def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
     )
 
 
-def _initialise(
+def initialise(
     state: TrainState, config: Config, objective: Objective, shardings: TrainState
 ) -> tuple[TrainState, list[str]]:
     """Replace parameters by those that `init_from` holds; moments and averages start anew."""

@@ -33,11 +33,13 @@ from xmae_jax.data.index import read_index
 from xmae_jax.data.records import Records
 from xmae_jax.digest import sha256
 from xmae_jax.evaluators.classification import Classification
+from xmae_jax.evaluators.page import results_page
 from xmae_jax.objectives.probe import Probe, fold
 from xmae_jax.objectives.supervised import Supervised
 from xmae_jax.optim import merge, split
 from xmae_jax.program import lay_out
 from xmae_jax.rundir import Run
+from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks.features import Cache, what_to_read
 from xmae_jax.tasks.film import view_of
 from xmae_jax.tasks.members import best_of, judge, table
@@ -249,4 +251,6 @@ def _test(protocol: Protocol, state: TrainState, held_out: Split, val: list[infe
     if hosts.is_first():
         writers.write_atomic(folder / "predictions.csv", predictions)
         writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        page = results_page(from_csv(predictions, name="predictions.csv"), metrics)
+        writers.write_atomic(folder / "report.html", page)
     protocol.say(evaluator.table(metrics))
