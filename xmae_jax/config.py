@@ -22,7 +22,7 @@ from ml_collections.config_dict import placeholder
 from xmae_jax.attention import Backend
 from xmae_jax.data.augment import Augment
 from xmae_jax.models.layers import Remat
-from xmae_jax.optim import OptimConfig
+from xmae_jax.optim import Grid, OptimConfig
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -172,6 +172,25 @@ class GuardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A head on a frozen encoder: what is tried, and how one of it is chosen."""
+
+    grid: Grid
+    metric: Literal["auroc", "average_precision"]
+    """Mean over the findings on `data.eval_split` by which a member of the grid is chosen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """Where a probe keeps the features of its encoder."""
+
+    dir: str | None
+    """Shared by runs, if so wished; None is inside the run directory."""
+    max_gb: float
+    """Patches are stored if they take no more than this, in 10^9 bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
 class KnnConfig:
     """How nearest neighbours are asked."""
 
@@ -226,6 +245,9 @@ class Config:
     export: ExportConfig
     predict: PredictConfig
     optim: OptimConfig
+    probe: ProbeConfig | None
+    """Train the objective's head alone, by the protocol of a frozen probe; None trains as usual."""
+    cache: CacheConfig
     objective: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -258,6 +280,23 @@ class Config:
                 f"data.mixture {self.data.mixture} is to have a positive number of rows for each of"
                 f" {len(self.data.paths)} sources, {self.batch_size} in all"
             )
+
+        if self.optim.grid is not None and self.guard.spike_sigma is not None:
+            raise ValueError(
+                "guard.spike_sigma judges one loss, and optim.grid has several: set one to None"
+            )
+        if self.probe is not None:
+            self._check_probe()
+
+    def _check_probe(self) -> None:
+        """Refuse what a probe has no use for."""
+        if self.data.eval_split is None:
+            raise ValueError("probe chooses on data.eval_split, which is None")
+        for name in ("crop_scale", "augment", "mixture"):
+            if getattr(self.data, name) is not None:
+                raise ValueError(f"probe reads features of whole films: set data.{name} to None")
+        if self.optim.grid is not None:
+            raise ValueError("probe.grid is what a probe tries: set optim.grid to None")
 
     @property
     def rows_at_once(self) -> int:

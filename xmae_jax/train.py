@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from xmae_jax import checkpoint, hosts, infer, init_from, rng, sharding, writers
 from xmae_jax.clock import Clock
@@ -191,6 +192,7 @@ def _train(
         max_bad_share=config.data.max_bad_share,
         epoch=sum(feed.plan.sizes),
         bad_rows=int(state.guard["bad_rows"]),
+        alive=np.asarray(state.guard.get("alive", np.zeros(0, bool))),
         say=say,
     )
 

@@ -32,6 +32,7 @@ from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
+from xmae_jax.tasks import probe
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import Split, open_split
@@ -82,6 +83,8 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
         predict=PredictConfig(None, None, 3),
         export=ExportConfig("safetensors", False, None),
     )
+    if config.probe is not None:
+        config = probe.with_encoder(config)
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
@@ -139,6 +142,21 @@ def _run(
     plan = _plan(config, training, record.offsets)
     leaked = hosts.from_first(lambda: leaks_of(config))
     mesh = mesh_of(config)
+
+    if config.probe is not None:
+        assert name is not None and held_out is not None  # config.py sees to it
+        leaked |= hosts.from_first(lambda: leaks_of(config, name))  # it chooses on it
+        probe.run(
+            config,
+            objective,
+            training=training,
+            held_out=held_out,
+            mesh=mesh,
+            run=record,
+            permit=permit,
+            leaks=leaked,
+        )
+        return
 
     every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows)
     feed = train.Feed(
@@ -250,12 +268,16 @@ def mesh_of(config: Config) -> jax.sharding.Mesh:
     return mesh
 
 
-def leaks_of(config: Config) -> dict[str, int]:
-    """Count what stands in training and in any other split; Leaked unless that is allowed."""
+def leaks_of(config: Config, split: str | None = None) -> dict[str, int]:
+    """Count what stands in a split and in any other; Leaked unless that is allowed.
+
+    split: that of training if None.
+    """
+    split = split or config.data.split
     indices = [read_index(path) for path in config.data.paths]
-    train = [index[config.data.split] for index in indices]
-    held_out = [of for index in indices for name, of in index.items() if name != config.data.split]
-    return refuse_leaks(train, held_out, allow=config.data.leaks == "allow")
+    seen = [index[split] for index in indices]
+    others = [of for index in indices for name, of in index.items() if name != split]
+    return refuse_leaks(seen, others, allow=config.data.leaks == "allow")
 
 
 def refuse_leaks(
