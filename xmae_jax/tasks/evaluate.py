@@ -203,9 +203,10 @@ class Model:
 
     def rows(self, records: list[Records]) -> Iterator[infer.Row]:
         """Yield logits, labels and id of every film, once."""
-        films = sum(map(len, records))
+        # Batches as in training's evaluations, so that the last bits agree too.
+        limit = max(sum(map(len, records)), self._config.eval_rows)
         load = every_row(
-            self._config, self._objective, records=records, mesh=self._mesh, limit=films
+            self._config, self._objective, records=records, mesh=self._mesh, limit=limit
         )
         assert isinstance(load.ids, EveryRow)
         own = sharding.host_rows(self._mesh, load.ids.batch_size)
