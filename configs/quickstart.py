@@ -21,9 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.path = "runs/phantoms/shards"
     c.data.threads = 2
     c.data.crop_scale = (0.8, 1.0)
-    c.objective.encoder = dict(
-        width=192, depth=4, heads=3, patch_size=16, stem="linear", base_grid=8
-    )
+    c.objective.encoder = common.encoder("Ti", patch_size=16, base_grid=8) | dict(depth=4)
     c.objective.decoder = common.decoder(128, 2, 4)
     c.objective.mask.update(keep=16, ratio_inside=0.8, ratio_outside=0.7)
     # Pixels, so that errors can be compared with predictors that have no model.

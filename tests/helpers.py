@@ -9,6 +9,25 @@ from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.objectives.mae import Mae, MaskConfig
 
 
+def small_encoder(**changes) -> EncoderConfig:
+    """Set an encoder of 8 x 8 patches of 4 pixels."""
+    fields = dict(
+        width=16,
+        depth=2,
+        heads=2,
+        patch_size=4,
+        stem="linear",
+        base_grid=8,
+        positions="sincos",
+        resample="cubic",
+        registers=0,
+        layer_scale=None,
+        mlp="gelu",
+        norm_eps=1e-6,
+    )
+    return EncoderConfig(**(fields | changes))
+
+
 def small_mae(**changes) -> Mae:
     """Make a masked auto-encoder of 8 x 8 patches of 4 pixels, 12 of them visible."""
     fields = dict(
@@ -16,7 +35,7 @@ def small_mae(**changes) -> Mae:
         compute_dtype="float32",
         attention="plain",
         remat="none",
-        encoder=EncoderConfig(width=16, depth=2, heads=2, patch_size=4, stem="linear", base_grid=8),
+        encoder=small_encoder(),
         decoder=DecoderConfig(kind="self", predict_share=1.0, width=8, depth=2, heads=2),
         mask=MaskConfig(kind="contour", keep=12, ratio_inside=0.9, ratio_outside=0.7),
         norm_pix_loss=False,

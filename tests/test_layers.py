@@ -10,7 +10,7 @@ LAYERS = [
     {"main"},
     {"tasks"},
     {"train", "infer", "evaluators"},
-    {"program"},
+    {"program", "init_from"},
     {"step", "checkpoint", "incidents", "rundir", "writers"},
     {"config"},
     {"optim", "objectives", "data"},

@@ -18,7 +18,7 @@ import ctypes
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -346,10 +346,12 @@ def _compare_shapes(saved: dict[str, tuple], wanted: dict[str, Any], where: str)
         raise ValueError(f"{where}: " + "; ".join(sorted(wrong)))
 
 
-def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) -> Params:
+def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) -> tuple[Params, str]:
     """Read the newest parameters of another run, trained or frozen there; `params` gives shapes.
 
-    Raises ValueError with the list of what is missing, extra or of another shape, and
+    Returns those of the top-level parts that both have, and what is told of the others. Of a
+    parameter that the run kept an average of, that is read: evaluation saw it. Raises ValueError
+    with the list of what is missing, extra or of another shape within these parts, and
     CheckpointError if the newest step is not what was saved.
     """
     steps = hosts.from_first(lambda: [os.fspath(path) for path in step_directories(run)])
@@ -359,10 +361,15 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
     try:
         leaves = read_digest(newest, None)["leaves"]
         saved = {
-            name.partition("/")[2]: name
+            name.removeprefix(prefix): name
+            for prefix in ("params/", "frozen/", "extra/ema/")  # a later one counts
             for name in leaves
-            if name.startswith(("params/", "frozen/"))
+            if name.startswith(prefix)
         }
+        parts, told = shared_parts(saved, params)
+        told += " (averages)" * any(name.startswith("extra/") for name in saved.values())
+        saved = {name: full for name, full in saved.items() if name.partition("/")[0] in parts}
+        params = {part: params[part] for part in parts}
         wanted, where = flatten(params), flatten(shardings)
         shapes = {name: tuple(leaves[full]["shape"]) for name, full in saved.items()}
         _compare_shapes(shapes, wanted, os.fspath(newest))
@@ -375,7 +382,21 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
         _compare_digests(leaves, leaf_digests(restored))
     except Unusable as error:
         raise CheckpointError(f"{newest}: {error}") from None
-    return unflatten({name: restored[saved[name]] for name in wanted}, params)
+    return unflatten({name: restored[saved[name]] for name in wanted}, params), told
+
+
+def shared_parts(given: Iterable[str], wanted: Iterable[str]) -> tuple[list[str], str]:
+    """Return the top-level parts of two sets of paths that both have, and what of the others.
+
+    Raises ValueError if there is none.
+    """
+    there, here = ({name.partition("/")[0] for name in names} for names in (given, wanted))
+    if not there & here:
+        raise ValueError(f"it holds {', '.join(sorted(there))}, and wanted is {sorted(here)}")
+    told = [", ".join(sorted(there & here))]
+    told += [f"{', '.join(sorted(there - here))} left out"] * bool(there - here)
+    told += [f"{', '.join(sorted(here - there))} starts anew"] * bool(here - there)
+    return sorted(there & here), "; ".join(told)
 
 
 def verify(workdir: str | os.PathLike, run: str | None) -> list[dict[str, Any]]:

@@ -31,13 +31,16 @@ RULES = (
     (r".*/blocks/attention/kv/kernel", P(None, "fsdp", None, "tensor")),
     (r".*/blocks/attention/kv/bias", P(None, None, "tensor")),
     (r".*/blocks/attention/out/kernel", P(None, "tensor", "fsdp")),
+    (r".*/blocks/mlp/gate_up/kernel", P(None, "fsdp", None, "tensor")),
+    (r".*/blocks/mlp/gate_up/bias", P(None, None, "tensor")),
     (r".*/blocks/mlp/up/kernel", P(None, "fsdp", "tensor")),
     (r".*/blocks/mlp/up/bias", P(None, "tensor")),
     (r".*/blocks/mlp/down/kernel", P(None, "tensor", "fsdp")),
     (r".*/blocks/(attention/out|mlp/down|norm\w*)/(bias|scale)", P()),
+    (r".*/blocks/gamma[12]", P()),
     (r".*/(embed|patch_embed(/\w+)?|pixels)/kernel", P("fsdp")),
     (r".*/(embed|patch_embed(/\w+)?|pixels|norm)/(bias|scale)", P()),
-    (r".*/(cls|mask_token)", P()),
+    (r".*/(cls|mask_token|registers|positions)", P()),
     (r".*/(unet|dense|head)/.*", P()),  # ten million parameters: a copy on every device
     (r"step|guard/\w+|opt_state/.*/?count", P()),
 )

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from xmae_jax import checkpoint, hosts, infer, rng, sharding, writers
+from xmae_jax import checkpoint, hosts, infer, init_from, rng, sharding, writers
 from xmae_jax.clock import Clock
 from xmae_jax.config import Config, ConfigError, to_json
 from xmae_jax.data.batch import EveryRow, LoadStep, loader
@@ -114,8 +115,9 @@ def _train(
         f"{config.name}: {program.parameters:,} parameters on {mesh.size} {platform} device(s)"
         + f" of {jax.process_count()} processes" * hosts.several()
     )
+    rows = "films" if feed.plan.chosen is None else "rows an epoch"
     say(
-        f"data: {', '.join(f'{n:,} films' for n in feed.plan.sizes)}; batch {config.batch_size};"
+        f"data: {', '.join(f'{n:,} {rows}' for n in feed.plan.sizes)}; batch {config.batch_size};"
         f" {config.total_steps * config.batch_size / sum(feed.plan.sizes):.1f} epochs"
     )
     warmup = optimizer.warmup_steps
@@ -159,7 +161,8 @@ def _train(
         make = jax.jit(program.init, out_shardings=shardings)
         first, state = 0, make(rng.key(config.seed, "init"))
         if config.init_from is not None:
-            state = _initialise(state, config, objective, shardings)
+            state, lines = initialise(state, config, objective, shardings)
+            say("\n".join(lines))
     writer = writers.Writer(run.workdir, active=hosts.is_first())
     if hosts.is_first():
         if this_config not in run.configs:
@@ -178,8 +181,6 @@ def _train(
     if first:
         writer.write("event", first, {"event": "resume"})
         say(f"resumed at step {first}")
-    elif config.init_from is not None:
-        say(f"parameters from {config.init_from}")
 
     # Who looks at the state, and at what goes wrong.
     looker = _Looker(config, objective, feed, evaluators, mesh, run.workdir, writer, clock, stop)
@@ -191,6 +192,7 @@ def _train(
         max_bad_share=config.data.max_bad_share,
         epoch=sum(feed.plan.sizes),
         bad_rows=int(state.guard["bad_rows"]),
+        alive=np.asarray(state.guard.get("alive", np.zeros(0, bool))),
         say=say,
     )
 
@@ -273,22 +275,24 @@ def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
     )
 
 
-def _initialise(
+def initialise(
     state: TrainState, config: Config, objective: Objective, shardings: TrainState
-) -> TrainState:
-    """Replace the parameters by those of another run; moments and averages start anew."""
+) -> tuple[TrainState, list[str]]:
+    """Replace parameters by those that `init_from` holds; moments and averages start anew."""
     assert config.init_from is not None
+    params = merge(state.params, state.frozen)
     try:
-        params = checkpoint.load_params(
+        loaded, lines = init_from.load(
             config.init_from,
-            merge(state.params, state.frozen),
+            params,
             shardings=merge(shardings.params, shardings.frozen),
+            objective=objective,
         )
     except ValueError as error:
-        raise ConfigError(str(error)) from None
-    params, frozen = split(params, config.optim.freeze)
+        raise ConfigError(f"config.init_from: {error}") from None
+    params, frozen = split(params | loaded, config.optim.freeze)
     extra = jax.jit(objective.start, out_shardings=shardings.extra)(params)
-    return dataclasses.replace(state, params=params, frozen=frozen, extra=extra)
+    return dataclasses.replace(state, params=params, frozen=frozen, extra=extra), lines
 
 
 def _line(log: dict[str, Any], batch_digest: str) -> dict[str, Any]:

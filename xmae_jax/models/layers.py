@@ -1,8 +1,9 @@
 """Transformer parts: pre-norm block, attention, MLP, and a scanned stack of blocks.
 
-The block of Dosovitskiy et al., An Image Is Worth 16x16 Words (arXiv 2010.11929, section 3.1):
-exact GELU, LayerNorm epsilon 1e-6. Linear kernels are Xavier-uniform and biases zero, as in He et
-al. (arXiv 2111.06377); the three matrices of qkv count as one for that.
+The block of Dosovitskiy et al., An Image Is Worth 16x16 Words (arXiv 2010.11929, section 3.1), with
+exact GELU; on request that of Oquab et al., DINOv2 (arXiv 2304.07193): layer scale and SwiGLU.
+Linear kernels are Xavier-uniform and biases zero, as in He et al. (arXiv 2111.06377); the three
+matrices of qkv count as one for that.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from xmae_jax.attention import SAVED, Backend, attend
+from xmae_jax.attention import SAVED, Backend, attend, read_back
 from xmae_jax.sharding import constrain
 
 Remat = Literal["none", "dots", "full"]  # from the least computed twice to the most
+MlpKind = Literal["gelu", "swiglu"]
 xavier = nnx.initializers.xavier_uniform()
 
 
@@ -35,9 +37,21 @@ class Compute:
     attention gave ("dots"), or its input alone ("full"); the rest is computed again."""
 
 
-def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+@dataclasses.dataclass(frozen=True)
+class BlockStyle:
+    """What published encoders' blocks differ in; the defaults are those of He et al."""
+
+    mlp: MlpKind = "gelu"
+    layer_scale: float | None = None
+    """Initial value of a factor for each channel of what a branch adds; None has no factors."""
+    norm_eps: float = 1e-6
+
+
+def layer_norm(
+    width: int, *, epsilon: float = 1e-6, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
     """Make a LayerNorm whose statistics are float32 in two passes."""
-    return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 def linear(
@@ -139,6 +153,22 @@ class Mlp(nnx.Module):
         return self.down(gelu(hidden))
 
 
+class SwiGlu(nnx.Module):
+    """A gated MLP (Shazeer, arXiv 2002.05202): SiLU of one linear map times another; no dropout.
+
+    The hidden width is two thirds of 4 d, to the next multiple of 8, as in DINOv2.
+    """
+
+    def __init__(self, width: int, *, compute: Compute, rngs: nnx.Rngs):
+        hidden = -(-int(4 * width * 2 / 3) // 8) * 8
+        self.gate_up = linear(width, (2, hidden), dtype=compute.dtype, rngs=rngs)
+        self.down = linear(hidden, width, dtype=compute.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        hidden = constrain(self.gate_up(x), "rows", None, None, "hidden")  # b n 2 e
+        return self.down(jax.nn.silu(hidden[:, :, 0]) * hidden[:, :, 1])  # b n d
+
+
 class Block(nnx.Module):
     """Attention and MLP, each behind a norm and around a residual.
 
@@ -146,13 +176,25 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, cross: bool = False, compute: Compute, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        *,
+        cross: bool = False,
+        style: BlockStyle | None = None,
+        compute: Compute,
+        rngs: nnx.Rngs,
     ):
+        s, dtype = style or BlockStyle(), compute.dtype
         attention = CrossAttention if cross else Attention
-        self.norm1 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
+        self.norm1 = layer_norm(width, epsilon=s.norm_eps, dtype=dtype, rngs=rngs)
         self.attention = attention(width, heads, compute=compute, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=compute.dtype, rngs=rngs)
-        self.mlp = Mlp(width, compute=compute, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon=s.norm_eps, dtype=dtype, rngs=rngs)
+        self.mlp = (SwiGlu if s.mlp == "swiglu" else Mlp)(width, compute=compute, rngs=rngs)
+        self.scaled = s.layer_scale is not None
+        if s.layer_scale is not None:
+            self.gamma1 = nnx.Param(jnp.full((width,), s.layer_scale))
+            self.gamma2 = nnx.Param(jnp.full((width,), s.layer_scale))
 
     def __call__(
         self,
@@ -162,6 +204,10 @@ class Block(nnx.Module):
     ) -> Float[Array, "b n d"]:
         """Run the block; `keep` multiplies what attention and MLP add to each row."""
         first, second = (1.0, 1.0) if keep is None else keep.T[:, :, None, None].astype(x.dtype)
+        if self.scaled:
+            gammas = (self.gamma1[...], self.gamma2[...])
+            one, two = (gamma.astype(x.dtype)[None, None] for gamma in gammas)
+            first, second = first * one, second * two
         x = x + first * self.attention(self.norm1(x), *context)
         return x + second * self.mlp(self.norm2(x))
 
@@ -170,6 +216,32 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs)
     """Make `depth` modules as one, whose every parameter has a leading axis l."""
     split = nnx.split_rngs(splits=depth)
     return split(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
+
+
+def block_of(blocks: nnx.Module, index: int) -> Any:
+    """Take one block out of a stack."""
+    graph, stacked = nnx.split(blocks)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], stacked))
+
+
+def rollout(
+    blocks: nnx.Module, stream: Float[Array, "l b n d"], rows: Float[Array, "b c n"]
+) -> Float[Array, "b c n"]:
+    """Carry weights of the last block's tokens back to the tokens that entered the first.
+
+    The attention rollout of Abnar and Zuidema (arXiv 2005.00928, section 3.2), heads averaged,
+    with half of each block's map for the residual; `stream` has the tokens before each block.
+    Differs from it in that rows are carried back, so that no product of maps is ever held.
+    """
+    graph, stacked = nnx.split(blocks)
+
+    def body(rows, block):
+        params, x = block
+        block = nnx.merge(graph, params)
+        qkv = block.attention.qkv(block.norm1(x))  # b n 3 heads hd
+        return (rows + read_back(rows, qkv[:, :, 0], qkv[:, :, 1])) / 2, None
+
+    return jax.lax.scan(body, rows.astype(jnp.float32), (stacked, stream), reverse=True)[0]
 
 
 def scan(

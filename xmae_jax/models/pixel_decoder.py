@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from xmae_jax.models.layers import Block, Compute, layer_norm, linear, scan, stack
+from xmae_jax.models.layers import Block, BlockStyle, Compute, layer_norm, linear, scan, stack
 from xmae_jax.models.position import sincos_2d
 from xmae_jax.typing import Features
 
@@ -55,6 +55,7 @@ class PixelDecoder(nnx.Module):
         encoder_width: int,
         patch_size: int,
         base_grid: int,
+        norm_eps: float,
         compute: Compute,
         rngs: nnx.Rngs,
     ):
@@ -62,13 +63,13 @@ class PixelDecoder(nnx.Module):
         self.config, self.base_grid, self.compute = c, base_grid, compute
         self.embed = linear(encoder_width, c.width, dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
-        cross = c.kind == "cross"
+        cross, style = c.kind == "cross", BlockStyle(norm_eps=norm_eps)
         self.blocks = stack(
-            lambda r: Block(c.width, c.heads, cross=cross, compute=compute, rngs=r),
+            lambda r: Block(c.width, c.heads, cross=cross, style=style, compute=compute, rngs=r),
             c.depth,
             rngs=rngs,
         )
-        self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(c.width, epsilon=norm_eps, dtype=dtype, rngs=rngs)
         self.pixels = linear(c.width, patch_size**2, dtype=dtype, rngs=rngs)
 
     def __call__(

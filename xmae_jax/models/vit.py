@@ -15,8 +15,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from xmae_jax.models.layers import Block, Compute, layer_norm, linear, scan, stack, torch_linear
-from xmae_jax.models.position import sincos_2d
+from xmae_jax.models.layers import (
+    Block,
+    BlockStyle,
+    Compute,
+    MlpKind,
+    layer_norm,
+    linear,
+    scan,
+    stack,
+    torch_linear,
+)
+from xmae_jax.models.position import Resample, resample, sincos_2d
 from xmae_jax.typing import Features
 
 
@@ -32,12 +42,26 @@ class EncoderConfig:
     """"conv": the released three convolutions (16, 4, 1), for 64-pixel patches."""
     base_grid: int
     """Side of the grid in whose unit positions are counted, see `models/position.py`."""
+    positions: Literal["sincos", "learned"]
+    """"learned": a trained table of the base grid, resampled to a film's."""
+    resample: Resample
+    """How learned positions reach another grid; nothing else reads it."""
+    registers: int
+    """Tokens after CLS that attention may write to and no one reads, as in Darcet et al., Vision
+    Transformers Need Registers (arXiv 2309.16588)."""
+    layer_scale: float | None
+    """Initial factor of what a block's branches add, for each channel; None has no factors."""
+    mlp: MlpKind
+    norm_eps: float
+    """Added to the variance in every layer norm, of a pixel decoder's too."""
 
     def __post_init__(self) -> None:
         if min(self.depth, self.heads, self.patch_size, self.base_grid) < 1:
             raise ValueError("depth, heads, patch_size and base_grid must be positive")
         if self.width < 1 or self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} is no multiple of 4 and of heads {self.heads}")
+        if self.registers < 0 or not self.norm_eps > 0:
+            raise ValueError("registers must not be negative, and norm_eps must be positive")
         if self.stem == "conv" and self.patch_size != 64:
             raise ValueError(f"encoder.stem 'conv' has patches of 64 px, not {self.patch_size}")
 
@@ -80,7 +104,7 @@ class ConvStem(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Embed the visible patches, add positions and CLS, run the blocks."""
+    """Embed the visible patches, add positions, CLS and registers, run the blocks."""
 
     def __init__(self, config: EncoderConfig, *, compute: Compute, rngs: nnx.Rngs):
         c, dtype = config, compute.dtype
@@ -90,10 +114,26 @@ class Encoder(nnx.Module):
         else:
             self.patch_embed = linear(c.patch_size**2, c.width, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
+        style = BlockStyle(c.mlp, c.layer_scale, c.norm_eps)
         self.blocks = stack(
-            lambda r: Block(c.width, c.heads, compute=compute, rngs=r), c.depth, rngs=rngs
+            lambda r: Block(c.width, c.heads, style=style, compute=compute, rngs=r),
+            c.depth,
+            rngs=rngs,
         )
-        self.norm = layer_norm(c.width, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(c.width, epsilon=c.norm_eps, dtype=dtype, rngs=rngs)
+        if c.positions == "learned":
+            shape = (c.base_grid**2, c.width)
+            self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        if c.registers:
+            shape = (1, c.registers, c.width)
+            self.registers = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+
+    def _table(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
+        """Return the positions of a grid."""
+        c = self.config
+        if c.positions == "learned":
+            return resample(self.positions[...], grid, how=c.resample)
+        return jnp.asarray(sincos_2d(grid, c.width, base_grid=c.base_grid))
 
     def __call__(
         self,
@@ -107,6 +147,28 @@ class Encoder(nnx.Module):
 
         `layers` has what the `last` blocks gave; `keep` is of stochastic depth, see `layers.scan`.
         """
+        x, keep_ids, grid = self._embed(image, keep_ids)
+        x = scan(self.blocks, x, remat=self.compute.remat, last=last, keep=keep)
+        return self.features(x, keep_ids, grid)
+
+    def stream(self, image: Float[Array, "b h w 1"]) -> Float[Array, "s b t d"]:
+        """Return the tokens (CLS, registers, patches) before each block and after the last."""
+        x, _, _ = self._embed(image, None)
+        rest = scan(self.blocks, x, remat="none", last=self.config.depth)
+        return jnp.concatenate([x[None], rest.reshape(-1, *x.shape)])
+
+    def features(
+        self, x: Float[Array, "s b t d"], keep_ids: Int[Array, "b k"], grid: tuple[int, int]
+    ) -> Features:
+        """Norm what the last blocks gave, and take the tokens apart."""
+        x = self.norm(x)
+        layers = tuple((one[:, 0], one[:, 1 + self.config.registers :]) for one in x)
+        return Features(*layers[-1], ids=keep_ids, grid=grid, layers=layers)
+
+    def _embed(
+        self, image: Float[Array, "b h w 1"], keep_ids: Int[Array, "b k"] | None
+    ) -> tuple[Float[Array, "b t d"], Int[Array, "b k"], tuple[int, int]]:
+        """Return the tokens that enter the blocks, which patches they are, and of which grid."""
         c, dtype = self.config, self.compute.dtype
         b, h, w, _ = image.shape
         grid = (h // c.patch_size, w // c.patch_size)
@@ -114,11 +176,7 @@ class Encoder(nnx.Module):
         if keep_ids is None:
             keep_ids = jnp.broadcast_to(jnp.arange(patches.shape[1])[None], patches.shape[:2])
         visible = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)  # b k pp
-        table = jnp.asarray(sincos_2d(grid, c.width, base_grid=c.base_grid))  # n d
-        x = self.patch_embed(visible.astype(dtype)) + table[keep_ids].astype(dtype)
-        cls = jnp.broadcast_to(self.cls[...].astype(dtype), (b, 1, c.width))
-        x = jnp.concatenate([cls, x], axis=1)  # b k+1 d
-        x = scan(self.blocks, x, remat=self.compute.remat, last=last, keep=keep)
-        x = self.norm(x)  # s b k+1 d
-        layers = tuple((one[:, 0], one[:, 1:]) for one in x)
-        return Features(*layers[-1], ids=keep_ids, grid=grid, layers=layers)
+        x = self.patch_embed(visible.astype(dtype)) + self._table(grid)[keep_ids].astype(dtype)
+        tokens = [self.cls[...], self.registers[...]] if c.registers else [self.cls[...]]
+        tokens = [jnp.broadcast_to(t.astype(dtype), (b, *t.shape[1:])) for t in tokens]
+        return jnp.concatenate([*tokens, x], axis=1), keep_ids, grid  # b 1+r+k d

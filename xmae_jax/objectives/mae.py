@@ -52,6 +52,7 @@ class MaskedAutoencoder(nnx.Module):
             encoder_width=config.encoder.width,
             patch_size=config.encoder.patch_size,
             base_grid=config.encoder.base_grid,
+            norm_eps=config.encoder.norm_eps,
             compute=compute,
             rngs=rngs,
         )

@@ -1,0 +1,60 @@
+"""Where a run's first parameters come from: another run, or weights of another code base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from xmae_jax import checkpoint
+from xmae_jax.digest import flatten, nested
+from xmae_jax.models import convert
+from xmae_jax.models.vit import EncoderConfig
+from xmae_jax.models.weight_files import is_weights
+from xmae_jax.typing import Params
+
+
+def check(path: str) -> None:
+    """Raise ValueError if there is neither a run with checkpoints nor a weights file."""
+    if not checkpoint.step_directories(path) and not is_weights(Path(path)):
+        raise ValueError(
+            f"{path} has no checkpoints, and is no weights file: .safetensors, .pth, or a folder"
+            " with config.json and model.safetensors (docs/weights.md)"
+        )
+
+
+def load(
+    path: str, params: Params, *, shardings: Params, objective: Any
+) -> tuple[Params, list[str]]:
+    """Read the top-level parts of `params` that are in a run or a weights file.
+
+    params: gives shapes; objective: whose settings the file's must be. Returns (a nested dict of
+    these parts, lines to print). Raises ValueError with the list of what does not fit.
+    """
+    if checkpoint.step_directories(path):
+        loaded, told = checkpoint.load_params(path, params, shardings=shardings)
+        return loaded, [f"parameters from {path}: {told}"]
+    objective = getattr(objective, "objective", objective)  # inside one that fails on demand
+    encoder = getattr(objective, "encoder", None)
+    if not isinstance(encoder, EncoderConfig):
+        raise ValueError(f"{path} is an encoder, and this objective has none")
+    foreign = convert.read_foreign(Path(path))
+    parts, told = checkpoint.shared_parts(foreign.params, params)
+    wanted = flatten({part: params[part] for part in parts})
+    decoder = getattr(objective, "decoder", None)
+    arrays, reshaped = convert.fit(
+        foreign,
+        {name: tuple(leaf.shape) for name, leaf in wanted.items()},
+        encoder=encoder,
+        decoder_heads=None if decoder is None else decoder.heads,
+    )
+    where = flatten(shardings)
+
+    def place(name: str) -> jax.Array:
+        array = arrays[name]
+        return jax.make_array_from_callback(array.shape, where[name], lambda part: array[part])
+
+    loaded = nested({name: place(name) for name in wanted})
+    lines = [f"parameters from {foreign.path} ({foreign.table}): {told}"]
+    return loaded, lines + foreign.notes + reshaped

@@ -1,0 +1,342 @@
+"""Weights of other code bases, as parameters of our encoder, and decoder where it is there.
+
+Read are He et al.'s MAE (github.com/facebookresearch/mae), ViTs of timm, ViTMAE, ViT and Dinov2
+with or without registers of Hugging Face (RAD-DINO is one), and the released code of Wang et al.
+(arXiv 2404.17926). Differs from how those are loaded elsewhere in that nothing is skipped in
+silence: what does not fit is refused with a list, and what is left out is told.
+
+Public encoders read RGB, films are grey: a pixel x in [-1, 1] is g = x / 2 + 1 / 2 in each channel,
+normalised by the file's mean and deviation. That is linear, so it goes into the first layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from xmae_jax.models.names import POSITIONS, TABLES, Name, from_torch
+from xmae_jax.models.position import resample, sincos_2d
+from xmae_jax.models.vit import EncoderConfig
+from xmae_jax.models.weight_files import WeightFile, read_weights
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_PREFIX = re.compile(r"^(module\.|backbone\.|_orig_mod\.|dinov2\.|dinov2_with_registers\.)+")
+_RENAMED = (
+    (re.compile(r"^vit\."), ""),
+    (re.compile(r"^decoder\.decoder_encoder\.layer\."), "decoder.decoder_layers."),
+    (re.compile(r"^register_tokens$"), "reg_token"),
+)
+"""(pattern, replacement): several names of one thing."""
+_LEFT_OUT = re.compile(r"(head|classifier|pooler|decoder_image)\..*|(embeddings\.)?mask_token")
+"""What belongs to another task than encoding whole films."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A file's parameters under our names."""
+
+    path: Path
+    table: str
+    """Which of `names.TABLES` it follows."""
+    params: dict[str, np.ndarray]
+    """float32; a stack's have the leading axis l, and heads are not split yet."""
+    encoder: dict[str, Any]
+    """Settings of `EncoderConfig` as far as the file tells; `layer_scale` is whether there is."""
+    decoder_heads: int | None
+    faults: dict[str, list[str]]
+    """Why a part, "encoder" or "decoder", cannot be used."""
+    notes: list[str]
+    """What was decided and left out, for the user."""
+
+    @property
+    def parts(self) -> set[str]:
+        """Top-level names of the parameters."""
+        return {name.partition("/")[0] for name in self.params}
+
+
+def read_foreign(path: Path) -> Foreign:
+    """Read weights of another code base; ValueError names what is missing, extra or damaged."""
+    file = read_weights(path)
+    arrays = {_plain(name): array for name, array in file.arrays.items()}
+    if len(arrays) < len(file.arrays):
+        raise ValueError(f"{file.path} has two parameters of one name but for a prefix")
+    table = _table(file, arrays)
+    conv = "patch_embed.conv1.weight" in arrays
+    names = [n for n in TABLES[table] if _of_stem(n, conv=conv)]
+    params, used, missing = _stacked(names, arrays)
+    used |= {_plain(key) for key in POSITIONS[table].values()}
+    left = [name for name in arrays if name not in used]
+    out = sorted(n for n in left if _LEFT_OUT.fullmatch(n))
+    extra = sorted(set(left) - set(out))
+    if missing or extra:
+        listed = [f"missing {n}" for n in missing] + [f"extra {n}" for n in extra]
+        raise ValueError(f"{file.path} is no {table} that is known: {'; '.join(listed)}")
+    settings = _settings(file, arrays, params, table)
+    faults = {}
+    if "decoder/mask_token" in params:
+        faults["decoder"] = _decoder_faults(arrays, table, settings["base_grid"])
+    pixels = "patch_embed.conv1" if conv else _first_layer(table)
+    norm_pix_loss = bool(file.config.get("norm_pix_loss", False))
+    channels = arrays[f"{pixels}.weight"].shape[1]
+    notes = [_to_grey(file, params, channels=channels, norm_pix_loss=norm_pix_loss)]
+    notes += [f"left out: {', '.join(out)}"] * bool(out)
+    return Foreign(
+        path=file.path,
+        table=table,
+        params={name: np.ascontiguousarray(x, np.float32) for name, x in params.items()},
+        encoder=settings,
+        decoder_heads=file.config.get("decoder_num_attention_heads"),
+        faults=faults,
+        notes=notes,
+    )
+
+
+def _plain(name: str) -> str:
+    name = _PREFIX.sub("", name)
+    for pattern, plain in _RENAMED:
+        name = pattern.sub(plain, name)
+    return name
+
+
+def _table(file: WeightFile, arrays: Mapping[str, np.ndarray]) -> str:
+    """Tell by the names whose format it is."""
+    activation = file.config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise ValueError(
+            f"{file.path}: hidden_act is {activation!r}, and only 'gelu' is known here"
+        )
+    if "patch_embed.proj.weight" in arrays:
+        return "MAE" if "decoder_embed.weight" in arrays else "TIMM"
+    if "embeddings.patch_embeddings.projection.weight" in arrays:
+        if "encoder.layer.0.norm1.weight" in arrays:
+            return "HF_DINOV2"
+        return "HF_MAE" if "decoder.decoder_embed.weight" in arrays else "HF_VIT"
+    known = "MAE, timm's ViT, ViTMAE, ViT or Dinov2 of Hugging Face, or the released X-ray MAE"
+    raise ValueError(
+        f"{file.path} is not in the format of {known}; it has {', '.join(sorted(arrays)[:5])}"
+    )
+
+
+def _of_stem(name: Name, *, conv: bool) -> bool:
+    """Say whether a name is of this stem: the last convolution of one is the whole other."""
+    of_conv = name.ours.startswith("encoder/patch_embed/conv")
+    return of_conv == conv or not name.ours.startswith("encoder/patch_embed/")
+
+
+def _stacked(
+    names: list[Name], arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], set[str], list[str]]:
+    """Return (parameters, keys that they took, keys that a begun parameter lacks)."""
+    params, used, missing = {}, set(), []
+    for name in names:
+        key = name.theirs[0]
+        pattern = re.compile(re.escape(_plain(key)).replace(r"\{\}", r"(\d+)"))
+        found = [int(m[1]) if m.groups() else 0 for n in arrays if (m := pattern.fullmatch(n))]
+        # An optional part may be absent; a part of which a block has some is to be in all.
+        every = [
+            [_plain(key).format(i) for key in name.theirs]
+            for i in range(max(found, default=-1) + 1)
+        ]
+        lacking = [n for keys in every for n in keys if n not in arrays]
+        missing += lacking
+        if not every or lacking:
+            continue
+        used |= {n for keys in every for n in keys}
+        try:
+            rows = [from_torch(name, [arrays[n] for n in keys]) for keys in every]
+            params[name.ours] = np.stack(rows) if "{}" in key else rows[0]
+        except ValueError:
+            shapes = sorted({arrays[n].shape for keys in every for n in keys})
+            raise ValueError(f"{key} has shapes that do not belong together: {shapes}") from None
+    return params, used, missing
+
+
+def _settings(
+    file: WeightFile, arrays: Mapping[str, np.ndarray], params: dict[str, np.ndarray], table: str
+) -> dict[str, Any]:
+    """Read the encoder's settings off names and shapes, and take its positions into `params`."""
+    conv = "encoder/patch_embed/conv1/kernel" in params
+    first = "encoder/patch_embed/conv16" if conv else "encoder/patch_embed"
+    positions = _plain(POSITIONS[table]["encoder"])
+    needed = ("encoder/cls", "encoder/blocks/norm1/scale", f"{first}/kernel", f"{first}/bias")
+    absent = [name for name in needed if name not in params]
+    absent += [] if positions in arrays else [positions]
+    if absent:
+        raise ValueError(f"{file.path}: missing {', '.join(absent)}")
+    stem = ("patch_embed.conv1", "patch_embed.conv2") if conv else (_first_layer(table),)
+    grid = _take_positions(file, arrays[positions], params)
+    registers = params.get("encoder/registers", np.zeros((1, 0, 1))).shape[1]
+    antialiased = table == "TIMM" or (table == "HF_DINOV2" and registers > 0)
+    return dict(
+        width=params["encoder/cls"].shape[-1],
+        depth=len(params["encoder/blocks/norm1/scale"]),
+        heads=file.config.get("num_attention_heads"),
+        patch_size=math.prod(arrays[f"{name}.weight"].shape[-1] for name in stem),
+        stem="conv" if conv else "linear",
+        base_grid=grid,
+        positions="sincos" if _is_sincos(params["encoder/positions"], grid) else "learned",
+        resample="antialiased" if antialiased else "cubic",
+        registers=registers,
+        layer_scale="encoder/blocks/gamma1" in params,
+        mlp="swiglu" if "encoder/blocks/mlp/gate_up/kernel" in params else "gelu",
+        norm_eps=file.config.get("layer_norm_eps", 1e-6),
+    )
+
+
+def _first_layer(table: str) -> str:
+    """Return the key, less its ending, of the layer that reads pixels."""
+    (name,) = [n for n in TABLES[table] if n.ours == "encoder/patch_embed/kernel"]
+    return _plain(name.theirs[0]).removesuffix(".weight")
+
+
+def _is_sincos(positions: Float[np.ndarray, "n d"], grid: int) -> bool:
+    """Say whether positions are the fixed table of He et al."""
+    width = positions.shape[1]
+    if width % 4 or len(positions) != grid**2:
+        return False
+    return np.allclose(positions, sincos_2d((grid, grid), width, base_grid=grid), atol=1e-5)
+
+
+def _take_positions(
+    file: WeightFile, table: Float[np.ndarray, "1 m d"], params: dict[str, np.ndarray]
+) -> int:
+    """Give each token its own row of the table, and the patches the rest; return their grid."""
+    rows, registers = table[0], params.get("encoder/registers")
+    ahead = [0, 1] + ([1 + registers.shape[1]] if registers is not None else [])
+    fitting = [
+        n for n in ahead if len(rows) > n and math.isqrt(len(rows) - n) ** 2 == len(rows) - n
+    ]
+    if not fitting:
+        raise ValueError(f"{file.path}: {len(rows)} positions are no square grid")
+    if fitting[0]:
+        params["encoder/cls"] = params["encoder/cls"] + rows[:1]
+    if registers is not None and fitting[0] > 1:
+        params["encoder/registers"] = registers + rows[1 : fitting[0]]
+    params["encoder/positions"] = rows[fitting[0] :]
+    return math.isqrt(len(rows) - fitting[0])
+
+
+def _decoder_faults(arrays: Mapping[str, np.ndarray], table: str, grid: int) -> list[str]:
+    """Say what keeps the file's decoder from being ours, whose positions are fixed."""
+    key = _plain(POSITIONS[table].get("decoder", ""))
+    if key not in arrays:
+        return [f"missing {key}"]
+    rows = arrays[key][0]
+    if rows[0].any() or not _is_sincos(rows[1:], grid):
+        return [f"{key} is not the fixed table of He et al. (arXiv 2111.06377), column first"]
+    return []
+
+
+def _statistics(
+    file: WeightFile, channels: int
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"], str]:
+    """Return mean and deviation of each channel, of values from 0 to 1, and who says so."""
+    timm = file.config.get("pretrained_cfg", file.config)
+    if "image_mean" in file.preprocessor:
+        mean, std = (file.preprocessor.get(f"image_{name}") for name in ("mean", "std"))
+        if not file.preprocessor.get("do_normalize", True):
+            mean, std = [0.0] * channels, [1.0] * channels
+        source = "preprocessor_config.json"
+    elif "mean" in timm:
+        mean, std, source = timm["mean"], timm.get("std"), "config.json"
+    elif channels == 1:
+        mean, std, source = [0.5], [0.5], "the released X-ray MAE, as the file says nothing"
+    else:
+        (mean, std), source = IMAGENET, "ImageNet, as the file says nothing"
+    try:
+        both = np.asarray([mean, std], np.float64)
+    except (TypeError, ValueError):
+        both = np.zeros(0)
+    if both.shape != (2, channels) or not np.isfinite(both).all() or not (both[1] > 0).all():
+        raise ValueError(f"{file.path}: {channels} channels, and mean {mean} and deviation {std}")
+    return both[0], both[1], source
+
+
+def _to_grey(
+    file: WeightFile, params: dict[str, np.ndarray], *, channels: int, norm_pix_loss: bool
+) -> str:
+    """Let the first layer read grey pixels in [-1, 1], and the last one write them; say how."""
+    mean, std, source = _statistics(file, channels)
+    conv = "encoder/patch_embed/conv1/kernel" in params
+    first = "encoder/patch_embed/conv16" if conv else "encoder/patch_embed"
+    kernel = params[f"{first}/kernel"]
+    kernel = kernel.reshape(-1, channels, kernel.shape[1]).astype(np.float64)  # pp c d
+    shift = np.einsum("pcd,c->d", kernel, (0.5 - mean) / std)
+    params[f"{first}/kernel"] = np.einsum("pcd,c->pd", kernel, 0.5 / std)
+    params[f"{first}/bias"] = params[f"{first}/bias"] + shift
+    if "decoder/pixels/kernel" in params and "decoder/pixels/bias" in params:
+        kernel, bias = params["decoder/pixels/kernel"], params["decoder/pixels/bias"]
+        kernel, bias = (x.reshape(*x.shape[:-1], -1, channels) for x in (kernel, bias))
+        if not norm_pix_loss:  # values of a channel, back to grey ones
+            kernel, bias = 2 * std * kernel, 2 * (std * bias + mean) - 1
+        params["decoder/pixels/kernel"] = kernel.mean(axis=-1)
+        params["decoder/pixels/bias"] = bias.mean(axis=-1)
+    told = ", ".join(f"{m:g} and {s:g}" for m, s in zip(mean, std, strict=True))
+    return f"{channels} channel(s) to one, with mean and deviation {told}, of {source}"
+
+
+def fit(
+    foreign: Foreign,
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    encoder: EncoderConfig,
+    decoder_heads: int | None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Bring a file's parameters to the shapes in `wanted`, path by path; tell what was reshaped.
+
+    encoder: this run's; decoder_heads: likewise, None without a decoder. Learned positions of
+    another grid are resampled. ValueError lists every setting and parameter that does not fit.
+    """
+    parts = {name.partition("/")[0] for name in wanted}
+    wrong = [told for part in sorted(parts) for told in foreign.faults.get(part, [])]
+    wrong += _other_settings(foreign, encoder)
+    heads = foreign.decoder_heads
+    if "decoder" in parts and heads not in (None, decoder_heads):
+        wrong.append(f"config.objective.decoder.heads is {decoder_heads} here and {heads} there")
+    given = {n: x for n, x in foreign.params.items() if n.partition("/")[0] in parts}
+    told = []
+    positions = given.pop("encoder/positions", None)
+    if positions is not None and encoder.positions == "learned":
+        grid = (encoder.base_grid, encoder.base_grid)
+        if len(positions) != grid[0] ** 2:
+            told.append(f"resampled encoder/positions: {len(positions)} to {grid[0] ** 2} patches")
+        given["encoder/positions"] = np.asarray(resample(positions, grid, how=encoder.resample))
+    wrong += [f"missing {name}" for name in wanted if name not in given]
+    wrong += [f"extra {name}" for name in given if name not in wanted]
+    fitted = {}
+    for name in wanted.keys() & given.keys():
+        shape, array = tuple(wanted[name]), given[name]
+        rank = array.ndim - 1
+        # Heads, and the three of qkv, are axes of their own here.
+        if (*shape[:rank], math.prod(shape[rank:])) != array.shape:
+            wrong.append(f"{name} is {array.shape} there and {shape} here")
+        else:
+            fitted[name] = array.reshape(shape)
+    if wrong:
+        raise ValueError(f"{foreign.path} does not fit:\n  " + "\n  ".join(wrong))
+    return fitted, told
+
+
+def _other_settings(foreign: Foreign, encoder: EncoderConfig) -> list[str]:
+    """List the encoder's settings that are not the file's, where that changes what it computes."""
+    here, there = dataclasses.asdict(encoder), dict(foreign.encoder)
+    wrong = []
+    if (here["layer_scale"] is not None) != there.pop("layer_scale"):
+        which = "a number, such as 1.0" if here["layer_scale"] is None else "None"
+        wrong = [f"config.objective.encoder.layer_scale is to be {which}"]
+    if encoder.positions == "learned":  # of any grid, and a table can hold the fixed one too
+        del there["base_grid"], there["positions"]
+    if "sincos" in (encoder.positions, foreign.encoder["positions"]):
+        del there["resample"]
+    return wrong + [
+        f"config.objective.encoder.{name} is {here[name]!r} here and {value!r} there"
+        for name, value in there.items()
+        if value is not None and here[name] != value
+    ]
