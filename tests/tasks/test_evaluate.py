@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from tests.runs import again, command, finish
+from tests.made_runs import make_run
+from tests.runs import finish
+from xmae_jax import main
 from xmae_jax.config import ConfigError, MeshConfig
 from xmae_jax.data.index import read_entries
 from xmae_jax.data.leaks import Leaked
@@ -20,30 +22,25 @@ from xmae_jax.scores.predictions import PredictionsError
 from xmae_jax.tasks import evaluate
 from xmae_jax.tasks.evaluate import Model
 from xmae_jax.tasks.model import load_run
+from xmae_jax.tasks.split import open_split
 
 FINDINGS = ("Nodule", "Pneumothorax", "Pleural Effusion")
 
 
 @pytest.fixture(scope="module")
 def finetuned(shards, tmp_path_factory):
-    """Fine-tune a tiny model for four steps; return the run directory."""
+    """Make the run directory of a tiny model."""
     workdir = tmp_path_factory.mktemp("finetuned") / "run"
-    argv = command(shards, workdir, "--config.total_steps=4", "--config.eval_rows=100")
-    argv = [a for a in argv if "mask.keep" not in a and "eval_rows=4" not in a]
-    argv[3] = "--config=configs/finetune_full.py:smoke"
-    argv += [f"--config.objective.findings={FINDINGS}"]
-    argv += ["--config.objective.encoder.width=24", "--config.objective.encoder.depth=1"]
-    code, out = finish(argv)
-    assert code == 0, out
+    encoder = dict(objective__encoder__width=24, objective__encoder__depth=1)
+    make_run(workdir, "finetune_full", data=shards, step=4, objective__findings=FINDINGS, **encoder)
     return workdir
 
 
 @pytest.fixture(scope="module")
 def evaluated(finetuned):
-    """Evaluate it as users do; return (run directory, what was printed)."""
-    code, out = finish(again(finetuned, "--task=evaluate"))
-    assert code == 0, out
-    return finetuned, out
+    """Evaluate it on validation and test films."""
+    evaluate.run(load_run(finetuned).config, finetuned, split=None, against=None)
+    return finetuned
 
 
 def folder(workdir, split):
@@ -55,7 +52,7 @@ def read(path):
 
 
 def test_a_run_is_scored_on_both_splits(evaluated, shards):
-    workdir, out = evaluated
+    workdir = evaluated
     for split, splits in (("val", {"val"}), ("test", {"val", "test"})):
         metrics = read(folder(workdir, split))
         lines = list(csv.DictReader((folder(workdir, split) / "predictions.csv").open()))
@@ -70,22 +67,11 @@ def test_a_run_is_scored_on_both_splits(evaluated, shards):
         assert set(metrics["findings"]) == set(FINDINGS)
         assert metrics["findings"]["Nodule"]["frequency"] == "tail"
         page = (folder(workdir, split) / "report.html").read_text()
-        assert f"step 4 of {workdir}" in page and f"report: {folder(workdir, split)}" in out
-    assert f"findings of {metrics['films']} films" in out
-
-
-def test_scores_in_training_are_those_of_evaluation(evaluated):
-    workdir, _ = evaluated
-    in_training = workdir / "eval" / "classification" / "step_4"
-    after = folder(workdir, "val")
-    assert (in_training / "predictions.csv").read_text() == (after / "predictions.csv").read_text()
-    metrics = read(after)
-    del metrics["about"]
-    assert read(in_training) == metrics
+        assert f"step 4 of {workdir}" in page
 
 
 def test_the_file_alone_gives_the_same_numbers(evaluated, tmp_path):
-    workdir, _ = evaluated
+    workdir = evaluated
     file = folder(workdir, "test") / "predictions.csv"
     evaluate.run_file(file, split="test", against=None, folder=tmp_path)
     alone, metrics = read(tmp_path / "classification_test"), read(folder(workdir, "test"))
@@ -99,7 +85,7 @@ def test_the_file_alone_gives_the_same_numbers(evaluated, tmp_path):
 
 
 def test_two_runs_are_compared(evaluated, tmp_path, capsys):
-    workdir, _ = evaluated
+    workdir = evaluated
     file = folder(workdir, "test") / "predictions.csv"
     with file.open() as lines:
         header, *rows = list(csv.reader(lines))
@@ -117,32 +103,42 @@ def test_two_runs_are_compared(evaluated, tmp_path, capsys):
     assert "Comparison" in (tmp_path / "classification_test" / "report.html").read_text()
 
 
+class Few(Records):
+    """The first records of a split."""
+
+    def __init__(self, directory, split, films):
+        super().__init__(directory, split)
+        self.films = films
+
+    def __len__(self):
+        return self.films
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("films", [1, 7, 8])
 def test_every_film_counts_once_whatever_the_mesh(finetuned, shards, films, devices):
-    class Few(Records):
-        def __len__(self):
-            return films
-
+    entries = [e for e in read_entries(shards) if e.split == "train"][:films]
+    split = open_split(load_run(finetuned).config, "train", findings=FINDINGS)
+    split = dataclasses.replace(split, records=[Few(shards, "train", films)])
+    split.__dict__["entries"] = [entries]
     loaded = load_run(finetuned)
     config = dataclasses.replace(
         loaded.config, mesh=MeshConfig(devices, 1, 1), batch_size=devices if devices > 1 else 3
     )
-    rows = list(Model(loaded, config).rows([Few(shards, "train")]))
+    rows = list(Model(loaded, config).rows(split))
     assert [tuple(row["id"]) for row in rows] == [(0, i) for i in range(films)]
-    entries = [e for e in read_entries(shards) if e.split == "train"][:films]
     evaluator = Classification(FINDINGS, {"test": [entries]}, train_positive=None)
     metrics, text = evaluator.evaluate({"test": rows.__iter__})
     assert metrics["films"] == films
     assert [line["id"] for line in csv.DictReader(text.splitlines())] == [e.id for e in entries]
     one = dataclasses.replace(loaded.config, mesh=MeshConfig(1, 1, 1))
-    alone = list(Model(loaded, one).rows([Few(shards, "train")]))
+    alone = list(Model(loaded, one).rows(split))
     for a, b in zip(rows, alone, strict=True):
         np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_refused(evaluated, tmp_path, shards):
-    workdir, _ = evaluated
+    workdir = evaluated
     file = folder(workdir, "test") / "predictions.csv"
     config = load_run(workdir).config
     with pytest.raises(ConfigError, match=r"--split=dev: .* has val, test"):
@@ -191,13 +187,29 @@ def test_films_of_training_in_the_data_stop_it(finetuned, shards, tmp_path):
 
 
 def test_a_score_that_is_no_number_ends_with_65(evaluated, tmp_path):
-    workdir, _ = evaluated
+    workdir = evaluated
     text = (folder(workdir, "test") / "predictions.csv").read_text().splitlines()
     column = text[0].split(",").index("logit:Pneumothorax")
     cells = text[2].split(",")
     cells[column] = "nan"
     bad = tmp_path / "bad.csv"
     bad.write_text("\n".join([*text[:2], ",".join(cells), *text[3:]]) + "\n")
-    argv = [sys.executable, "-m", "xmae_jax.main", "--task=evaluate", f"--predictions={bad}"]
-    code, out = finish(argv)
-    assert code == 65 and "line 3, logit:Pneumothorax: the score is no finite number" in out
+    with pytest.raises(PredictionsError, match="line 3, logit:Pneumothorax: the score is no fin"):
+        evaluate.run_file(bad, split=None, against=None, folder=None)
+    assert main.EXIT_CODES[PredictionsError] == 65
+
+
+@pytest.mark.slow
+def test_scores_in_training_are_those_of_evaluation(shards, tmp_path):
+    workdir = tmp_path / "run"
+    argv = [sys.executable, "-m", "xmae_jax.main", f"--workdir={workdir}"]
+    options = ["--config=configs/finetune_full.py:smoke", f"--config.data.path={shards}"]
+    code, out = finish([*argv, *options, "--config.total_steps=4"])
+    assert code == 0, out
+    code, out = finish([*argv, "--task=evaluate"])
+    assert code == 0 and f"report: {folder(workdir, 'test')}" in out, out
+    in_training, after = workdir / "eval" / "classification" / "step_4", folder(workdir, "val")
+    assert (in_training / "predictions.csv").read_text() == (after / "predictions.csv").read_text()
+    metrics = read(after)
+    del metrics["about"]
+    assert read(in_training) == metrics
