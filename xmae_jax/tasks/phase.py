@@ -12,7 +12,7 @@ import numpy as np
 
 from xmae_jax import checkpoint, hosts, infer, rng, sharding, train
 from xmae_jax.config import Config, ConfigError, to_json
-from xmae_jax.data.batch import EveryRow, LoadStep
+from xmae_jax.data.batch import EveryRow, LoadStep, Source
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.subset import Rows, rows_digest
 from xmae_jax.digest import nested
@@ -26,7 +26,7 @@ from xmae_jax.typing import Params, TrainState
 class Data:
     """What a phase reads: sources, and the rows of an epoch of each; None is every record once."""
 
-    sources: Sequence[Any]
+    sources: Sequence[Source]
     chosen: Rows | None
 
     @property
@@ -74,7 +74,7 @@ class Protocol:
     view: Any
     say: Callable[..., None]
 
-    def load(self, ids: Any, sources: Sequence[Any], view: Any) -> LoadStep:
+    def load(self, ids: Any, sources: Sequence[Source], view: Any) -> LoadStep:
         """Read rows of sources."""
         skip = self.config.data.bad_records == "skip"
         return LoadStep(ids, sources, view, self.config.seed, slice(None), skip=skip)
