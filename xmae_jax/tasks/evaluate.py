@@ -47,8 +47,8 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
         raise ConfigError(f"--workdir={workdir}: objective {config.objective['name']!r} predicts"
                           " no findings")  # fmt: skip
     if refitted(workdir):
-        print(f"note: the head was chosen on {CHOSEN_ON!r} and then trained on it too: what is chosen"
-              " or scored there now flatters it")  # fmt: skip
+        print(f"note: the head was chosen on {CHOSEN_ON!r} and then trained on it too: what is"
+              " chosen or scored there now flatters it")  # fmt: skip
     scored = _splits(config, split)
     names = dict.fromkeys((CHOSEN_ON, *scored))
     held = {name: one for name in names if (one := _open(config, loaded.objective, name))}

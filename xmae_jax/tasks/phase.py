@@ -85,9 +85,12 @@ class Protocol:
         optim: what is to be other than in the run's own config.
         """
         given = self.config
+        # A batch of patches may take 2 GB, and two are read ahead for each thread.
+        threads = min(given.data.threads, 4) if self.reads == "patches" else given.data.threads
         config = dataclasses.replace(
             given,
             name=f"{given.name}_{name}",
+            data=dataclasses.replace(given.data, threads=threads),
             optim=dataclasses.replace(given.optim, **optim),
             guard=given.guard
             if members is None
@@ -119,12 +122,13 @@ class Protocol:
 
     def predict(self, fn: Any, state: TrainState, data: Data, view: Any) -> Iterator[infer.Row]:
         """Yield the prediction for every film once."""
-        rows = self.config.rows_at_once
+        rows, key = self.config.rows_at_once, rng.key(self.config.seed, "eval")
         ids = data.every(rows)
         own = sharding.host_rows(self.mesh, rows)
+        large = ("image", "pooled", "patches", "valid")
         with jax.set_mesh(self.mesh):
             yield from infer.rows(
-                infer.compile_predict(fn, self.mesh, rng.key(self.config.seed, "eval")),
+                infer.compile_predict(fn, self.mesh, key, leave_out=large),
                 state,
                 dataclasses.replace(self.load(ids, data.sources, view), rows=own),
                 steps=ids.steps,
