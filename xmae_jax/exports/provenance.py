@@ -118,16 +118,21 @@ def _origin_of(start: Path, *, before: tuple[Path, ...]) -> Origin:
     steps = step_directories(start) if start.is_dir() else []
     if steps:
         return origin_of_run(start.absolute(), step=int(steps[0].name), before=before)
-    file = start / "model.safetensors" if start.is_dir() else start
-    if not file.is_file():
-        return _nothing(start.name, None)
-    digest = file_digest(file)
+    return origin_of_file(start / "model.safetensors" if start.is_dir() else start)
+
+
+def origin_of_file(path: Path) -> Origin:
+    """Read where the weights of a file come from: known of our own exports alone."""
+    name = path.parent.name if path.name == "model.safetensors" else path.name
+    if not path.is_file():
+        return _nothing(name, None)
+    digest = file_digest(path)
     try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
+        with safetensors.safe_open(path, framework="numpy") as opened:
             told = (opened.metadata() or {})[KEY]
         origin = pydantic.TypeAdapter(Origin).validate_json(told, strict=True)
     except (KeyError, OSError, pydantic.ValidationError, safetensors.SafetensorError):
-        return _nothing(start.name, digest)  # not by our export
+        return _nothing(name, digest)
     return dataclasses.replace(origin, kind="file", weights_digest=digest)
 
 
