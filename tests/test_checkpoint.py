@@ -324,7 +324,8 @@ def test_parameters_move_along_a_chain_of_resolutions(tmp_path):
 
     larger = small_mae(image_size=64)
     like, shardings, _ = placed(larger, mesh)
-    params = checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
+    params, told = checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
+    assert told == "decoder, encoder"
     jax.tree.map(np.testing.assert_array_equal, params, state.params)
     assert all(
         x.sharding == y
@@ -335,10 +336,11 @@ def test_parameters_move_along_a_chain_of_resolutions(tmp_path):
     like, shardings, _ = placed(wider, mesh)
     with pytest.raises(ValueError, match=r"decoder/norm/scale is \(8,\) there and \(16,\)"):
         checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
-    deeper = {**like.params, "head": {"kernel": jax.ShapeDtypeStruct((2,), np.float32)}}
-    where = {**shardings.params, "head": {"kernel": None}}
-    with pytest.raises(ValueError, match="missing head/kernel"):
-        checkpoint.load_params(tmp_path, deeper, shardings=where)
+    encoder = like.params["encoder"]
+    gated = {"encoder": {**encoder, "gate": jax.ShapeDtypeStruct((2,), np.float32)}}
+    where = {"encoder": {**shardings.params["encoder"], "gate": None}}
+    with pytest.raises(ValueError, match="missing encoder/gate"):
+        checkpoint.load_params(tmp_path, gated, shardings=where)
     with pytest.raises(ValueError, match="has no checkpoints"):
         checkpoint.load_params(tmp_path / "nowhere", like.params, shardings=shardings.params)
     hurt(tmp_path / "checkpoints/5", "flip")
@@ -364,7 +366,7 @@ def test_frozen_parameters_can_be_loaded_and_trained(tmp_path):
     assert state.frozen
     save(checkpoints(tmp_path), 1, state)
     like, shardings, _ = placed(small_mae(), mesh)
-    params = checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
+    params, _ = checkpoint.load_params(tmp_path, like.params, shardings=shardings.params)
     np.testing.assert_array_equal(
         params["encoder"]["norm"]["scale"], state.frozen["encoder"]["norm"]["scale"]
     )

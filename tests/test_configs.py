@@ -79,6 +79,9 @@ def change(**changes):
         (dict(batch_size=1.5), ["config.batch_size", "1.5"]),
         (dict(micro_batch_size=5), ["no multiple of micro_batch_size 5"]),
         (dict(data__contour_region="heart"), ["config.data.contour_region", "'heart'"]),
+        (dict(data__label_fraction=0.0), ["label_fraction must lie in (0, 1], got 0.0"]),
+        (dict(data__label_fraction=0.1, data__shots=4), ["label_fraction then 1, got 4 and 0.1"]),
+        (dict(data__balance=-1.0), ["balance must lie in (0, 1] or be None, got -1.0"]),
         (dict(compute_dtype="float16"), ["config.compute_dtype", "'float16'"]),
     ],
 )

@@ -22,9 +22,10 @@ from ml_collections.config_dict import placeholder
 from xmae_jax.attention import Backend
 from xmae_jax.data.augment import Augment
 from xmae_jax.models.layers import Remat
-from xmae_jax.optim import OptimConfig
+from xmae_jax.optim import Grid, OptimConfig
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class ConfigError(Exception):
@@ -42,6 +43,14 @@ class DataConfig:
     """Held-out films; None evaluates nothing and draws nothing."""
     mixture: tuple[int, ...] | None
     """Rows of each batch from each directory; None shares them in proportion to their sizes."""
+    label_fraction: float
+    """Share of the training patients that is used."""
+    shots: int | None
+    """Use so many positive and so many negative patients for each finding; None uses all."""
+    balance: float | None
+    """Show films with a finding rarer than this share of films more often; None shows all alike."""
+    leave_out_source: str | None
+    """Neither train nor choose on records of this `source`, and test on them alone."""
     contour_region: Literal["lungs", "hull"]
     crop_scale: tuple[float, float] | None
     """Share of the film that a random crop covers; None shows whole films."""
@@ -59,6 +68,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.eval_split == self.split:
             raise ValueError(f"eval_split is the training split, {self.split!r}")
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(f"label_fraction must lie in (0, 1], got {self.label_fraction}")
+        if self.shots is not None and (self.shots < 1 or self.label_fraction < 1):
+            raise ValueError(
+                f"shots must be positive and label_fraction then 1, got {self.shots} and"
+                f" {self.label_fraction}"
+            )
+        if self.balance is not None and not 0 < self.balance <= 1:
+            raise ValueError(f"balance must lie in (0, 1] or be None, got {self.balance}")
         low, high = self.crop_scale or (1.0, 1.0)
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale must be 0 < low <= high <= 1, got {self.crop_scale}")
@@ -104,6 +122,21 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What --task=export writes; training does not read it."""
+
+    format: Literal["safetensors", "hf", "onnx"]
+    public: bool
+    """For anyone: refused where the terms of a data set do not allow it."""
+    name: str | None
+    """Of the model and its files; None takes the run's."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
+
+
+@dataclasses.dataclass(frozen=True)
 class PredictConfig:
     """What --task=predict writes; training does not read it."""
 
@@ -139,6 +172,39 @@ class GuardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A head on a frozen encoder: what is tried, and how one of it is chosen."""
+
+    grid: Grid
+    metric: Literal["auroc", "average_precision"]
+    """Mean over the findings on `data.eval_split` by which a member of the grid is chosen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """Where a probe keeps the features of its encoder."""
+
+    dir: str | None
+    """Shared by runs, if so wished; None is inside the run directory."""
+    max_gb: float
+    """Patches are stored if they take no more than this, in 10^9 bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KnnConfig:
+    """How nearest neighbours are asked."""
+
+    k: tuple[int, ...]
+    """Numbers of neighbours to try; the best on the validation split is kept."""
+    features: Literal["cls", "mean"]
+    """The class token, or the mean of the valid patches."""
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise ValueError(f"k is to be some positive numbers, got {self.k}")
+
+
+@dataclasses.dataclass(frozen=True)
 class DebugConfig:
     """Faults on demand."""
 
@@ -169,13 +235,19 @@ class Config:
     attention: Backend
     remat: Remat
     init_from: str | None
+    knn: KnnConfig | None
+    """Train nothing, and score the encoder by nearest neighbours; None trains."""
     data: DataConfig
     guard: GuardConfig
     debug: DebugConfig
     mesh: MeshConfig
     plan: PlanConfig
+    export: ExportConfig
     predict: PredictConfig
     optim: OptimConfig
+    probe: ProbeConfig | None
+    """Train the objective's head alone, by the protocol of a frozen probe; None trains as usual."""
+    cache: CacheConfig
     objective: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -197,7 +269,7 @@ class Config:
                 f"{self.rows_at_once} rows at once do not split over mesh.data {self.mesh.data} x"
                 f" mesh.fsdp {self.mesh.fsdp} devices"
             )
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+        if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
         if self.data.mixture is not None and (
             len(self.data.mixture) != len(self.data.paths)
@@ -208,6 +280,23 @@ class Config:
                 f"data.mixture {self.data.mixture} is to have a positive number of rows for each of"
                 f" {len(self.data.paths)} sources, {self.batch_size} in all"
             )
+
+        if self.optim.grid is not None and self.guard.spike_sigma is not None:
+            raise ValueError(
+                "guard.spike_sigma judges one loss, and optim.grid has several: set one to None"
+            )
+        if self.probe is not None:
+            self._check_probe()
+
+    def _check_probe(self) -> None:
+        """Refuse what a probe has no use for."""
+        if self.data.eval_split is None:
+            raise ValueError("probe chooses on data.eval_split, which is None")
+        for name in ("crop_scale", "augment", "mixture"):
+            if getattr(self.data, name) is not None:
+                raise ValueError(f"probe reads features of whole films: set data.{name} to None")
+        if self.optim.grid is not None:
+            raise ValueError("probe.grid is what a probe tries: set optim.grid to None")
 
     @property
     def rows_at_once(self) -> int:

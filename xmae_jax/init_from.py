@@ -35,6 +35,7 @@ def load(
     if checkpoint.step_directories(path):
         loaded, told = checkpoint.load_params(path, params, shardings=shardings)
         return loaded, [f"parameters from {path}: {told}"]
+    objective = getattr(objective, "objective", objective)  # inside one that fails on demand
     encoder = getattr(objective, "encoder", None)
     if not isinstance(encoder, EncoderConfig):
         raise ValueError(f"{path} is an encoder, and this objective has none")

@@ -30,7 +30,7 @@ from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
 from xmae_jax.lock import Locked
 from xmae_jax.scores.predictions import PredictionsError
-from xmae_jax.tasks import evaluate, plan, predict, rollback, train, verify
+from xmae_jax.tasks import evaluate, export, knn, plan, predict, rollback, train, verify
 from xmae_jax.train import Preempted
 
 EXIT_CODES = {
@@ -56,10 +56,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "task",
     "train",
-    ["train", "plan", "evaluate", "predict", "verify", "rollback"],
-    "train: train, or go on. plan: what the config needs on given chips. verify: check every"
-    " checkpoint. rollback: go back to --step. evaluate: score the findings of a run."
-    " predict: tell the findings of FILE..., and where the model looked.",
+    ["train", "plan", "evaluate", "predict", "export", "verify", "rollback"],
+    "train: train, or go on. plan: what the config needs on given chips. evaluate: score the"
+    " findings of a run. predict: tell the findings of FILE..., and where the model looked. export:"
+    " write the model for other code. verify: check every checkpoint. rollback: go back to --step.",
 )
 flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 flags.DEFINE_bool(
@@ -131,11 +131,11 @@ def _define_config(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Read the command line, and return the files in it; every error in it is a ConfigError."""
-    task = _flag(argv[1:], "task")
-    if task in ("evaluate", "predict") and _flag(argv[1:], "config") is not None:
+    task = _flag(argv[1:], "task") or "train"
+    of_run = task in ("evaluate", "predict", "export")
+    if of_run and _flag(argv[1:], "config") is not None:
         raise ConfigError(f"--task={task} uses the config of the run: leave out --config=FILE")
-    from_run = task == "predict" or (task == "evaluate" and _flag(argv[1:], "predictions") is None)
-    if from_run or task in (None, "train", "plan"):
+    if (of_run and _flag(argv[1:], "predictions") is None) or task in ("train", "plan"):
         _define_config(argv[1:])
     try:
         rest = FLAGS(argv)
@@ -158,37 +158,51 @@ def _config_trouble(error: Exception) -> ConfigError:
 
 def _run(files: list[str]) -> None:
     """Run the task."""
-    if FLAGS.distributed and FLAGS.task != "train":
-        raise ConfigError(f"--task={FLAGS.task} takes one process: leave out --distributed")
-    if FLAGS.task == "evaluate":
+    task = FLAGS.task
+    if FLAGS.distributed and task != "train":
+        raise ConfigError(f"--task={task} takes one process: leave out --distributed")
+    if task == "train":
+        _train(_config())
+    elif task == "plan":
+        plan.run(_config())
+    elif task == "evaluate":
         _evaluate()
-        return
-    if FLAGS.task == "predict":
-        predict.run(_config(), Path(FLAGS.workdir).absolute(), files)
-        return
-    if FLAGS.task in ("train", "plan"):
-        config = _config()
-        if FLAGS.task == "plan":
-            plan.run(config)
-            return
+    elif task == "predict":
+        predict.run(_config(), _workdir(), files)
+    elif task == "export":
+        export.run(_config(), _workdir())
+    elif task == "verify":
+        verify.run(_workdir())
+    else:
+        rollback.run(_workdir(), FLAGS.step)
+
+
+def _train(config: config_lib.Config) -> None:
+    """Train, or score an encoder that needs no training."""
+    workdir = Path(FLAGS.workdir or Path("runs") / config.name).absolute()
+    if config.knn is not None:
         if FLAGS.distributed:
-            _join(config)
-        train.run(
-            config,
-            Path(FLAGS.workdir or Path("runs") / config.name).absolute(),
-            allow_config_change=FLAGS.allow_config_change,
-            allow_fresh=FLAGS.allow_fresh,
-        )
+            raise ConfigError("config.knn takes one process: leave out --distributed")
+        knn.run(config, workdir)
         return
+    if FLAGS.distributed:
+        _join(config)
+    train.run(
+        config,
+        workdir,
+        allow_config_change=FLAGS.allow_config_change,
+        allow_fresh=FLAGS.allow_fresh,
+    )
+
+
+def _workdir() -> Path:
+    """Return the directory of a run that is there."""
     if not FLAGS.workdir:
         raise ConfigError(f"--task={FLAGS.task} needs --workdir of a run")
     workdir = Path(FLAGS.workdir).absolute()
     if not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir}: not there")
-    if FLAGS.task == "verify":
-        verify.run(workdir)
-    else:
-        rollback.run(workdir, FLAGS.step)
+    return workdir
 
 
 def _config() -> config_lib.Config:

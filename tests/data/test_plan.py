@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from xmae_jax.data.batch import EveryRow
 from xmae_jax.data.plan import Plan, mixture_counts, permute
 
 
@@ -80,3 +81,44 @@ def test_a_roll_back_passes_over_batches():
     for step, wanted in ((0, 0), (19, 19), (20, 30), (29, 39), (30, 55), (99, 124)):
         np.testing.assert_array_equal(back.ids(step), plain.ids(wanted))
         assert back.batch_digest(step) == plain.batch_digest(wanted)
+
+
+def test_chosen_rows():
+    chosen = (np.array([3, 8, 8, 9, 5]), np.array([6, 0]))
+    plan = Plan(seed=0, sizes=(5, 2), counts=(4, 2), digests=("a+", "b+"), chosen=chosen)
+    assert plan.ids(0).tolist() == GOLDEN_CHOSEN
+    order = [
+        np.concatenate([plan.ids(s)[plan.ids(s)[:, 0] == i, 1] for s in range(5)]) for i in (0, 1)
+    ]
+    for rows, size, want in zip(order, (5, 2), chosen, strict=True):
+        for epoch in rows[: len(rows) // size * size].reshape(-1, size):
+            assert sorted(epoch) == sorted(want)
+    # Every record chosen once is no choice.
+    whole = dataclasses.replace(PLAN, chosen=(np.arange(10), np.arange(7)))
+    np.testing.assert_array_equal(whole.ids(5), PLAN.ids(5))
+    with pytest.raises(ValueError, match="not those of the rows"):
+        dataclasses.replace(PLAN, chosen=chosen)
+
+
+GOLDEN_CHOSEN = [[0, 8], [0, 3], [0, 5], [0, 8], [1, 6], [1, 0]]
+
+
+def test_a_source_of_which_nothing_is_chosen_has_no_rows():
+    assert mixture_counts((10, 0, 30), 8) == (2, 0, 6)
+    none = np.array([], np.int64)
+    plan = Plan(
+        0, (2, 0, 3), (3, 0, 1), ("a", "b", "c"), chosen=(np.array([4, 1]), none, np.arange(3))
+    )
+    assert plan.batch_size == 4 and plan.ids(7)[:, 0].tolist() == [0, 0, 0, 2]
+    for counts in ((3, 1, 1), (3, 0, 0)):
+        with pytest.raises(ValueError, match="empty source"):
+            dataclasses.replace(plan, counts=counts)
+
+
+def test_every_row_of_what_is_chosen():
+    chosen = (np.array([7, 2]), np.array([], np.int64), np.array([0, 5, 6]))
+    every = EveryRow((2, 0, 3), 4, 100, chosen)
+    seen = np.concatenate([every(step) for step in range(every.steps)])
+    want = [[0, 7], [0, 2], [2, 0], [2, 5], [2, 6], [-1, -1], [-1, -1], [-1, -1]]
+    assert seen.tolist() == want
+    assert EveryRow((2, 0, 3), 2, 2, chosen)(0).tolist() == [[0, 7], [2, 0]]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import small_encoder
 from xmae_jax import rng, sharding
 from xmae_jax.data.findings import FINDINGS
 from xmae_jax.data.records import encode_image
 from xmae_jax.data.views import LabelledView
 from xmae_jax.heads.linear import LinearConfig
-from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.objectives.losses import Bce
 from xmae_jax.objectives.supervised import Supervised
 from xmae_jax.optim import OptimConfig, Optimizer
@@ -29,7 +29,7 @@ def small(**changes) -> Supervised:
         compute_dtype="float32",
         attention="plain",
         remat="none",
-        encoder=EncoderConfig(width=8, depth=2, heads=2, patch_size=4, stem="linear", base_grid=4),
+        encoder=small_encoder(width=8, base_grid=4),
         head=LinearConfig(kind="linear", pool="mean", layers=2),
         findings=("Edema", "Nodule", "Mass"),
         criterion=Bce(kind="bce"),
@@ -53,7 +53,7 @@ def batch_of(rows=8):
 
 
 def state_and_gradient(objective, batch, micro_batches=1):
-    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, ())
+    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, (), None)
     state = init_state(objective, Optimizer(config, 8, 0, 1), rng.key(0, "init"))
     return jax.jit(lambda s, b: gradient(objective, s, b, KEY, micro_batches))(state, batch)
 

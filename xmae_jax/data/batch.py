@@ -145,6 +145,10 @@ class EveryRow:
     sizes: tuple[int, ...]
     batch_size: int
     limit: int
+    chosen: tuple[Int[np.ndarray, " _"], ...] | None = dataclasses.field(
+        default=None, compare=False
+    )
+    """Indices of the records to see of each source, `sizes` of them; None is all."""
 
     @property
     def total(self) -> int:
@@ -162,6 +166,9 @@ class EveryRow:
         place = np.minimum(turn, self.total - 1) * sum(self.sizes) // self.total
         ends = np.cumsum(self.sizes)
         source = np.searchsorted(ends, place, side="right")
-        ids = np.stack([source, place - (ends - self.sizes)[source]], axis=1)
+        index = place - (ends - self.sizes)[source]
+        if self.chosen is not None:
+            index = np.concatenate(self.chosen)[place]
+        ids = np.stack([source, index], axis=1)
         ids[turn >= self.total] = -1
         return ids.astype(np.int32)

@@ -3,7 +3,8 @@
 Every epoch of a source is a permutation of it by a Feistel network over the smallest even number
 of bits that holds its size, walked until it falls inside (Black and Rogaway, Ciphers with Arbitrary
 Finite Domains, 2002). The hash is our own, since NumPy does not promise its streams; tests hold
-the first ids.
+the first ids. Where some records are left out or drawn more often than others (`data/subset.py`),
+an epoch is a permutation of a list of rows.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def permute(
 
 
 def mixture_counts(sizes: tuple[int, ...], rows: int) -> tuple[int, ...]:
-    """Share `rows` among sources in proportion to their sizes, at least one each."""
+    """Share `rows` among sources in proportion to their sizes, at least one each, of none none."""
+    if not all(sizes):
+        some = iter(mixture_counts(tuple(size for size in sizes if size), rows))
+        return tuple(next(some) if size else 0 for size in sizes)
     exact = np.array(sizes) / sum(sizes) * rows
     counts = np.maximum(np.floor(exact).astype(int), 1)
     for i in np.argsort(counts - exact, kind="stable")[: max(rows - counts.sum(), 0)]:
@@ -69,15 +73,24 @@ class Plan:
 
     seed: int
     sizes: tuple[int, ...]
+    """Rows of an epoch of each source: its records, or as many as `chosen` lists."""
     counts: tuple[int, ...]
     digests: tuple[str, ...]
     """Digest of each source's records, so that a batch's digest names the data as well."""
     offsets: tuple[tuple[int, int], ...] = ()
     """(first step, batches passed over from there on), in order; of roll-backs."""
+    chosen: tuple[Int[np.ndarray, " _"], ...] | None = dataclasses.field(
+        default=None, compare=False
+    )
+    """Indices of the records of an epoch of each source, some perhaps several times; None is every
+    record once. The digests name these rows too. A source of none has no rows of the batch."""
 
     def __post_init__(self) -> None:
-        if min(self.counts) < 1 or min(self.sizes) < 1:
+        none = [size < 1 for size in self.sizes]
+        if none != [count < 1 for count in self.counts] or (any(none) and self.chosen is None):
             raise ValueError(f"empty source: sizes {self.sizes}, rows of each {self.counts}")
+        if self.chosen is not None and self.sizes != tuple(len(rows) for rows in self.chosen):
+            raise ValueError(f"sizes {self.sizes} are not those of the rows that are chosen")
 
     @property
     def batch_size(self) -> int:
@@ -89,12 +102,16 @@ class Plan:
         step += max((offset for first, offset in self.offsets if first <= step), default=0)
         blocks = []
         for source, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
+            if not count:
+                continue
             place = step * count + np.arange(count, dtype=np.int64)
             epoch = (place // size).astype(np.uint64)
             with np.errstate(over="ignore"):
                 seed = _mix(np.array([self.seed, source], np.uint64) + np.uint64(1))
                 key = _mix(seed[0] ^ _mix(seed[1] + _mix(epoch)))
             index = permute(place % size, size, key)
+            if self.chosen is not None:
+                index = self.chosen[source][index]
             blocks.append(np.stack([np.full(count, source), index], axis=1))
         return np.concatenate(blocks).astype(np.int32)
 

@@ -186,7 +186,7 @@ def _charts(scored: Predictions, c: int, entry: Mapping[str, Any]) -> Charts:
         roc=_path(curves.roc(logits, labels)),
         chosen=chosen,
         precision_recall=_path(curves.precision_recall(logits, labels)),
-        base=_at(0, float(labels.mean()))[1],
+        base=_at(0.0, float(labels.mean()))[1],
         before=_reliability(logits, labels),
         after=after,
     )

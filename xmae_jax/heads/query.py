@@ -131,6 +131,8 @@ class QueryHead(nnx.Module):
         inputs, count = c.layers * width, min(c.groups or findings, findings)
         self.memory = torch_linear(inputs, c.width, dtype=dtype, rngs=rngs)
         if c.text is not None:
+            if len(names) != findings:
+                raise ValueError(f"queries 'text' of {findings} findings need as many names")
             table = jnp.asarray(read_embeddings(c.text, names))
             self.queries = nnx.Param(table)
             self.project = torch_linear(table.shape[1], c.width, dtype=_Float32, rngs=rngs)
@@ -160,7 +162,8 @@ class QueryHead(nnx.Module):
         c = self.config
         cls, patches = tokens(features, layers=c.layers)
         memory = jax.nn.relu(self.memory(patches))  # b k d
-        t = jnp.broadcast_to(self._queries()[None], (len(memory), *self._queries().shape))
+        queries = self._queries()  # q d
+        t = jnp.broadcast_to(queries[None], (len(memory), *queries.shape))
 
         def drop(x: Array, site: int) -> Array:
             return dropout(x, keys, rate=c.dropout, site=site)

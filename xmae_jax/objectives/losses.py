@@ -214,6 +214,5 @@ def loss(
     Unknown places are left out at the input, so that not even NaN or infinity gets through.
     """
     z = jnp.where(known, logits.astype(jnp.float32), 0.0)
-    y = jnp.where(known, labels, 0.0)
     positive, negative = config.curves(z, class_stats)
-    return jnp.where(known, y * positive + (1.0 - y) * negative, 0.0)
+    return jnp.where(known, labels * positive + (1.0 - labels) * negative, 0.0)

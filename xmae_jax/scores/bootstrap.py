@@ -65,10 +65,10 @@ def resample_sums(
     values: Float64[np.ndarray, "n k"],
     patients: Int64[np.ndarray, " n"],
     *,
+    people: int,
     replicates: int = REPLICATES,
 ) -> Float64[np.ndarray, "r k"]:
-    """Sum k values over the films of each replicate."""
-    people = int(patients.max(initial=-1)) + 1
+    """Sum k values over the films of each replicate that draws from so many people."""
     each = np.zeros((people, values.shape[1]))
     np.add.at(each, patients, values)
     return np.concatenate([counts @ each for counts in draws(people, replicates=replicates)])

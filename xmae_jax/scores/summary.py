@@ -51,7 +51,9 @@ def summarise(
         entry["n_unknown"] = int(np.isnan(scored.labels[:, c]).sum())
         column, given = _column(scored, c), _column(chosen_on, c)
         entry["delong"] = _delong(column, entry["auroc"])
-        entry["threshold"] = _threshold(column, patients[scored.known[:, c]], given=given)
+        entry["threshold"] = _threshold(
+            column, patients[scored.known[:, c]], people=people, given=given
+        )
         entry["calibration"] = _calibration(column, given=given)
         if train_positive is not None:
             entry["train_positive"] = int(train_positive[c])
@@ -91,7 +93,7 @@ def _delong(column: _Column, auroc: float | None) -> Entry | None:
 
 
 def _threshold(
-    column: _Column, patients: Int64[np.ndarray, " n"], *, given: _Column
+    column: _Column, patients: Int64[np.ndarray, " n"], *, people: int, given: _Column
 ) -> Entry | None:
     """Choose a threshold on the given films, and decide by it; None where none can be chosen."""
     threshold = decisions.best_threshold(*given)
@@ -99,7 +101,7 @@ def _threshold(
         return None
     out: Entry = {"logit": threshold, "probability": float(expit(threshold))}
     marks = decisions.outcomes(*column, threshold=threshold)
-    drawn = decisions.rates(bootstrap.resample_sums(marks, patients))
+    drawn = decisions.rates(bootstrap.resample_sums(marks, patients, people=people))
     for name, value in decisions.rates(marks.sum(axis=0)).items():
         out[name] = None if np.isnan(value) else float(value)
         out[f"{name}_interval"] = None if np.isnan(value) else bootstrap.interval(drawn[name])

@@ -19,26 +19,19 @@ import numpy as np
 from xmae_jax import infer, rng, sharding, writers
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow
-from xmae_jax.data.index import Entry, read_entries, read_index
+from xmae_jax.data.index import read_index
 from xmae_jax.data.manifest import DataError, load_manifest
-from xmae_jax.data.records import SPLITS, Records
+from xmae_jax.data.records import SPLITS
 from xmae_jax.evaluators.classification import Classification, comparison_table, table
 from xmae_jax.evaluators.page import results_page
 from xmae_jax.scores.compare import compare
 from xmae_jax.scores.predictions import Predictions, PredictionsError, from_csv
 from xmae_jax.scores.summary import CHOSEN_ON, summarise
 from xmae_jax.tasks.model import LoadedRun, load_run, placed, refuse_other_changes
-from xmae_jax.tasks.train import every_row, mesh_of, refuse_leaks, with_labels
+from xmae_jax.tasks.split import Split, open_split
+from xmae_jax.tasks.train import class_stats, every_row, mesh_of, refuse_leaks
 
 NAME = "classification"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Held:
-    """One split of every source that has it."""
-
-    records: list[Records]
-    entries: list[list[Entry]]
 
 
 def run(config: Config, workdir: Path, *, split: str | None, against: Path | None) -> None:
@@ -53,16 +46,16 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
         raise ConfigError(f"--workdir={workdir}: objective {config.objective['name']!r} predicts"
                           " no findings")  # fmt: skip
     scored = _splits(config, split)
-    held = {name: _open(config, name) for name in dict.fromkeys((CHOSEN_ON, *scored))}
-    held = {name: one for name, one in held.items() if one.records}
+    names = dict.fromkeys((CHOSEN_ON, *scored))
+    held = {name: one for name in names if (one := _open(config, loaded.objective, name))}
     leaks, train_positive = _training(loaded, config, [*held])
     evaluator = Classification(
         loaded.objective.findings,
         {name: one.entries for name, one in held.items()},
         train_positive=train_positive,
     )
-    model = _Model(loaded, config)
-    rows = {name: list(model.rows(one.records)) for name, one in held.items()}
+    model = Model(loaded, config)
+    rows = {name: list(model.rows(one)) for name, one in held.items()}
     for name in scored:
         splits = {
             one: rows[one].__iter__ for one in dict.fromkeys((CHOSEN_ON, name)) if one in rows
@@ -73,7 +66,7 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
             "run": str(workdir),
             "step": loaded.step,
             "leaks": leaks,
-            "unreadable_films": sum(map(len, held[name].records)) - len(rows[name]),
+            "unreadable_films": len(held[name].films) - len(rows[name]),
         }
         folder = workdir / "eval" / f"{NAME}_{name}" / f"step_{loaded.step}"
         writers.write_atomic(folder / "predictions.csv", text)
@@ -141,14 +134,18 @@ def _splits(config: Config, wanted: str | None) -> list[str]:
     return found if wanted is None else [wanted]
 
 
-def _open(config: Config, split: str) -> _Held:
-    """Open a split of each source that has it."""
-    held = _Held([], [])
-    for path in config.data.paths:
-        if any(entry["split"] == split for entry in load_manifest(path)["files"]):
-            held.records.append(Records(path, split))
-            held.entries.append([entry for entry in read_entries(path) if entry.split == split])
-    return held
+def _open(config: Config, objective: Any, name: str) -> Split | None:
+    """Open a split of each source that has it; None where none has."""
+    paths = tuple(
+        path
+        for path in config.data.paths
+        if any(entry["split"] == name for entry in load_manifest(path)["files"])
+    )
+    if not paths:
+        return None
+    data = dataclasses.replace(config.data, path=paths, mixture=None)
+    config = dataclasses.replace(config, data=data)
+    return open_split(config, name, findings=objective.findings)
 
 
 def _training(
@@ -158,7 +155,8 @@ def _training(
     saved = loaded.config
     try:
         seen = [read_index(path)[saved.data.split] for path in saved.data.paths]
-        positive, _ = with_labels(saved, loaded.objective).class_stats
+        training = open_split(saved, saved.data.split, findings=loaded.objective.findings)
+        positive, _ = class_stats(training)
     except DataError as error:
         print(f"note: the run's training data cannot be read, so leaks are not looked for: {error}")
         return None, None
@@ -169,7 +167,7 @@ def _training(
     return found, np.array(positive)
 
 
-class _Model:
+class Model:
     """A loaded run on its devices."""
 
     def __init__(self, loaded: LoadedRun, config: Config):
@@ -178,12 +176,10 @@ class _Model:
         classify = loaded.objective.predict_fns()["classify"]
         self._predict = infer.compile_predict(classify, self._mesh, rng.key(config.seed, "eval"))
 
-    def rows(self, records: list[Records]) -> Iterator[infer.Row]:
+    def rows(self, split: Split) -> Iterator[infer.Row]:
         """Yield logits, labels and id of every film, once."""
-        films = sum(map(len, records))
-        load = every_row(
-            self._config, self._objective, records=records, mesh=self._mesh, limit=films
-        )
+        films = len(split.films)
+        load = every_row(self._config, self._objective, split=split, mesh=self._mesh, limit=films)
         assert isinstance(load.ids, EveryRow)
         own = sharding.host_rows(self._mesh, load.ids.batch_size)
         with jax.set_mesh(self._mesh):

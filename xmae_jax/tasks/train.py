@@ -20,22 +20,22 @@ import numpy as np
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, init_from, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
-from xmae_jax.config import Config, ConfigError, PlanConfig, PredictConfig
+from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
-from xmae_jax.data.batch import EveryRow, LoadStep
-from xmae_jax.data.findings import place_of
-from xmae_jax.data.index import Index, label_matrix, read_entries, read_index
+from xmae_jax.data.batch import LoadStep
+from xmae_jax.data.index import Index, read_entries, read_index
 from xmae_jax.data.manifest import film_format
 from xmae_jax.data.plan import Plan, mixture_counts
-from xmae_jax.data.records import Records
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
+from xmae_jax.tasks import probe
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
+from xmae_jax.tasks.split import Split, open_split
 from xmae_jax.typing import Evaluator
 
 
@@ -77,9 +77,15 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    no_part = dict(plan=PlanConfig(None, False, None), predict=PredictConfig(None, None, 3))
-    config = dataclasses.replace(config, **no_part)  # of a run
-    objective = _objective(config)
+    config = dataclasses.replace(
+        config,  # without what other tasks are asked: no part of a run
+        plan=PlanConfig(None, False, None),
+        predict=PredictConfig(None, None, 3),
+        export=ExportConfig("safetensors", False, None),
+    )
+    if config.probe is not None:
+        config = probe.with_encoder(config)
+    objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
     if hosts.is_first():
@@ -92,12 +98,13 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
             )
         check = held.check if held else lambda: None
         permit = train.Permit(fresh=allow_fresh, check_lock=check)
-        _run(config, objective, workdir, permit, allow_config_change=allow_config_change)
+        _run(config, objective, training, workdir, permit, allow_config_change=allow_config_change)
 
 
 def _run(
     config: Config,
     objective: Any,
+    training: Split,
     workdir: Path,
     permit: train.Permit,
     *,
@@ -106,11 +113,13 @@ def _run(
     """Open data and devices, and enter the loop."""
     if hosts.is_first():
         _refuse_changes(_config_changes(config, workdir), workdir, allow=allow_config_change)
-    sources = _open(config, "split")
-    held_out = _open(config, "eval_split") if config.data.eval_split else []
+    name, findings = config.data.eval_split, training.subset.findings
+    held_out = open_split(config, name, findings=findings) if name else None
     listed = [
-        {"records": len(source), "digest": source.digest, "film": film_format(path)}
-        for path, source in zip(config.data.paths, sources, strict=True)
+        {"records": size, "digest": digest, "film": film_format(path)}
+        for path, size, digest in zip(
+            config.data.paths, training.sizes, training.digests, strict=True
+        )
     ]
     if hosts.from_first(lambda: listed) != listed:
         raise ConfigError(f"config.data.path: process {hosts.own()} has other data than process 0")
@@ -130,23 +139,38 @@ def _run(
         return record.tree()
 
     record = run_of(workdir, hosts.from_first(known))
-    plan = _plan(config, sources, record.offsets)
-    leaked = hosts.from_first(lambda: _leaks(config))
+    plan = _plan(config, training, record.offsets)
+    leaked = hosts.from_first(lambda: leaks_of(config))
     mesh = mesh_of(config)
+
+    if config.probe is not None:
+        assert name is not None and held_out is not None  # config.py sees to it
+        leaked |= hosts.from_first(lambda: leaks_of(config, name))  # it chooses on it
+        probe.run(
+            config,
+            objective,
+            training=training,
+            held_out=held_out,
+            mesh=mesh,
+            run=record,
+            permit=permit,
+            leaks=leaked,
+        )
+        return
 
     every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows)
     feed = train.Feed(
         plan=plan,
         train=LoadStep(
             plan.ids,
-            sources,
+            training.records,
             view_of(config, objective, train=True),
             config.seed,
             slice(None),
             skip=config.data.bad_records == "skip",
         ),
         evaluation=(
-            {"train": every(records=sources), "val": every(records=held_out)} if held_out else {}
+            {"train": every(split=training), "val": every(split=held_out)} if held_out else {}
         ),
         leaks=leaked,
     )
@@ -155,7 +179,7 @@ def _run(
         for fn, (name, evaluator) in EVALUATORS.items()
         if fn in objective.predict_fns() and held_out
     }
-    for path, source in zip(config.data.paths, sources, strict=True):
+    for path, source in zip(config.data.paths, training.records, strict=True):
         if source.size < config.image_size and hosts.is_first():
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
                   f" {config.image_size}")  # fmt: skip
@@ -172,42 +196,44 @@ def _run(
 
 
 def every_row(
-    config: Config, objective: Any, *, records: list[Records], mesh: jax.sharding.Mesh, limit: int
+    config: Config, objective: Any, *, split: Split, mesh: jax.sharding.Mesh, limit: int
 ) -> LoadStep:
-    """Read every record once, in order, or `limit` of them spread evenly."""
+    """Read every film that is used once, in order, or `limit` of them spread evenly."""
     rows = min(config.rows_at_once, limit)
     rows += -rows % sharding.row_shards(mesh)
-    ids = EveryRow(tuple(len(r) for r in records), rows, limit)
+    ids = split.every(batch_size=rows, limit=limit)
     view = view_of(config, objective, train=False)
     skip = config.data.bad_records == "skip"
-    return LoadStep(ids, records, view, config.seed, slice(None), skip=skip)
+    return LoadStep(ids, split.records, view, config.seed, slice(None), skip=skip)
 
 
-def _objective(config: Config) -> Any:
-    """Build the objective, poisoned if so wished."""
-    objective = with_labels(config, config_lib.objective_of(config, OBJECTIVES))
+def open_objective(config: Config) -> tuple[Any, Split]:
+    """Build the objective, poisoned if so wished, and open what it is trained on."""
+    objective = named(config_lib.objective_of(config, OBJECTIVES))
+    findings = getattr(objective, "findings", ())
+    training = open_split(config, config.data.split, findings=findings)
+    if hosts.is_first() and (text := training.describe()):
+        print(text)
+    if findings:
+        stats = class_stats(training)
+        objective = dataclasses.replace(objective, class_stats=stats)
+        for name, present, of in zip(findings, *stats, strict=True):
+            if hosts.is_first() and not 0 < present < of:
+                print(f"note: {name} is present in {present:.0f} of the {of:.0f} training films"
+                      " that know it")  # fmt: skip
     if config.debug.poison_step is None:
-        return objective
+        return objective, training
     try:
-        return poisoned(objective, config.debug.poison_step)
+        return poisoned(objective, config.debug.poison_step), training
     except ValueError as error:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
 
-def with_labels(config: Config, objective: Any) -> Any:
-    """Tell an objective of findings what is known of them in training."""
-    if not hasattr(objective, "findings"):
-        return objective
-    objective = named(objective)
-    entries = [e for path in config.data.paths for e in read_entries(path)]
-    labels = label_matrix([entry for entry in entries if entry.split == config.data.split])
-    labels = labels[:, [place_of(name) for name in objective.findings]]
+def class_stats(training: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Count the training films with each finding, and those of which it is known."""
+    labels = training.subset.labels(training.films)
     known, positive = np.isin(labels, (0.0, 1.0)).sum(axis=0), (labels == 1.0).sum(axis=0)
-    for name, present, of in zip(objective.findings, positive, known, strict=True):
-        if hosts.is_first() and not 0 < present < of:
-            print(f"note: {name} is present in {present} of the {of} training films that know it")
-    stats = tuple(tuple(float(n) for n in row) for row in (positive, known))
-    return dataclasses.replace(objective, class_stats=stats)
+    return tuple(float(n) for n in positive), tuple(float(n) for n in known)
 
 
 def _check_place(config: Config, workdir: Path) -> None:
@@ -242,21 +268,16 @@ def mesh_of(config: Config) -> jax.sharding.Mesh:
     return mesh
 
 
-def _open(config: Config, key: str) -> list[Records]:
-    """Open one split of every source."""
-    try:
-        return [Records(path, getattr(config.data, key)) for path in config.data.paths]
-    except ValueError as error:
-        hint = "; None trains without evaluation" if key == "eval_split" else ""
-        raise ConfigError(f"config.data.{key}: {error}{hint}") from None
+def leaks_of(config: Config, split: str | None = None) -> dict[str, int]:
+    """Count what stands in a split and in any other; Leaked unless that is allowed.
 
-
-def _leaks(config: Config) -> dict[str, int]:
-    """Count what stands in training and in any other split; Leaked unless that is allowed."""
+    split: that of training if None.
+    """
+    split = split or config.data.split
     indices = [read_index(path) for path in config.data.paths]
-    train = [index[config.data.split] for index in indices]
-    held_out = [of for index in indices for name, of in index.items() if name != config.data.split]
-    return refuse_leaks(train, held_out, allow=config.data.leaks == "allow")
+    seen = [index[split] for index in indices]
+    others = [of for index in indices for name, of in index.items() if name != split]
+    return refuse_leaks(seen, others, allow=config.data.leaks == "allow")
 
 
 def refuse_leaks(
@@ -278,13 +299,15 @@ def refuse_leaks(
     return counts
 
 
-def _plan(config: Config, sources: list[Records], offsets: tuple[tuple[int, int], ...]) -> Plan:
+def _plan(config: Config, training: Split, offsets: tuple[tuple[int, int], ...]) -> Plan:
     """Set the order of data."""
-    sizes = tuple(len(source) for source in sources)
+    sizes = training.sizes
     counts = config.data.mixture or mixture_counts(sizes, config.batch_size)
     if sum(counts) != config.batch_size:
         raise ConfigError(f"batch_size {config.batch_size} is less than a row for each source")
-    return Plan(config.seed, sizes, counts, tuple(source.digest for source in sources), offsets)
+    if config.data.mixture is not None and 0 in sizes:
+        raise ConfigError("config.data.mixture: of a source no film is used; set None")
+    return Plan(config.seed, sizes, counts, training.digests, offsets, training.chosen)
 
 
 def _config_changes(config: Config, workdir: Path) -> list[str]:

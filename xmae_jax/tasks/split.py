@@ -1,0 +1,109 @@
+"""A split of every source: its records, and which of them a run uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+
+from xmae_jax.config import Config, ConfigError
+from xmae_jax.data.batch import EveryRow
+from xmae_jax.data.index import Entry, read_entries
+from xmae_jax.data.records import Records
+from xmae_jax.data.subset import Part, Rows, Subset, rows_digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Records of every source, and which of them are used."""
+
+    records: list[Records]
+    part: Part
+    subset: Subset
+
+    @cached_property
+    def entries(self) -> list[list[Entry]]:
+        """The lines of `index.csv` of each source, in the order of its records."""
+        lines = [
+            [entry for entry in read_entries(of.directory) if entry.split == of.split]
+            for of in self.records
+        ]
+        assert [len(of) for of in lines] == [len(of) for of in self.records]
+        return lines
+
+    @cached_property
+    def chosen(self) -> Rows | None:
+        """Rows of an epoch of each source; None is every record once."""
+        if not self.subset.touches(self.part):
+            return None
+        try:
+            return self.subset.rows(self.entries, self.part)
+        except ValueError as error:
+            raise ConfigError(f"config.data.{error}") from None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of an epoch of each source."""
+        return tuple(len(rows) for rows in self.chosen or self.records)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Names the rows of an epoch of each source."""
+        digests = tuple(of.digest for of in self.records)
+        if self.chosen is None:
+            return digests
+        return tuple(rows_digest(d, rows) for d, rows in zip(digests, self.chosen, strict=True))
+
+    @property
+    def films(self) -> list[Entry]:
+        """The lines of the films that are used, each once, source after source."""
+        rows = self._once()
+        if rows is None:
+            return [entry for of in self.entries for entry in of]
+        return [of[i] for of, some in zip(self.entries, rows, strict=True) for i in some]
+
+    def every(self, *, batch_size: int, limit: int) -> EveryRow:
+        """List the films that are used, each once."""
+        rows = self._once()
+        sizes = tuple(len(of) for of in rows or self.records)
+        return EveryRow(sizes, batch_size, limit, rows)
+
+    def describe(self) -> str:
+        """Tell what is trained on where that is not everything; empty else."""
+        if self.part != "train" or self.chosen is None:
+            return ""
+        return self.subset.describe(self.entries, self.chosen)
+
+    def _once(self) -> Rows | None:
+        return None if self.chosen is None else tuple(np.unique(rows) for rows in self.chosen)
+
+
+def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split:
+    """Open one split of every source; ConfigError if it is not there, or nothing of it is used.
+
+    findings: those of the objective, canonical; empty if it has none.
+    """
+    data = config.data
+    key = {data.split: "split", data.eval_split: "eval_split"}.get(name)
+    hint = "; None trains without evaluation" if key == "eval_split" else ""
+    try:
+        records = [Records(path, name) for path in data.paths]
+    except ValueError as error:
+        where = f"config.data.{key}" if key else "config.data.path"
+        raise ConfigError(f"{where}: {error}{hint}") from None
+    for option in ("shots", "balance"):
+        if getattr(data, option) is not None and not findings:
+            raise ConfigError(f"config.data.{option}: the objective has no findings")
+    part: Part = "test" if key is None else "train" if key == "split" else "val"
+    subset = Subset(
+        seed=config.seed,
+        label_fraction=data.label_fraction,
+        shots=data.shots,
+        leave_out_source=data.leave_out_source,
+        balance=data.balance,
+        findings=findings,
+    )
+    split = Split(records, part, subset)
+    _ = split.chosen
+    return split
