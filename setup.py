@@ -41,6 +41,12 @@ EXTRAS = {
         "torch",  # the DataLoader and the training step beside ours
         "transformers",  # Hugging Face's ViTMAE
     ],
+    # Weights of other code bases (docs/weights.md); only models/weight_files.py imports them.
+    "convert": [
+        "timm",  # its vision transformers, which the parity tests run
+        "torch>=2.10",  # reads .pth as weights only; the floor is CVE-2026-24747
+        "transformers",  # Hugging Face's models, which the parity tests run
+    ],
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "dev": [
@@ -65,7 +71,8 @@ setup(
     packages=find_packages(include=["xmae_jax*", "data_prep*"]),
     package_data={
         "data_prep": ["templates/*.html"],
-        "xmae_jax": ["weights/*"],  # the lung model, docs/lung_model.md
+        # weights: the lung model, docs/lung_model.md
+        "xmae_jax": ["weights/*", "templates/*.html"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.films import square_film
 from xmae_jax.data.film import FilmError, read_deep, read_film
 from xmae_jax.data.records import CODECS, decode_image, encode_image
+from xmae_jax.data.transforms import square_film
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.films import square_film
 from xmae_jax.data.records import encode_image
+from xmae_jax.data.transforms import square_film
 
 TURNS = 3
 

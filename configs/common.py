@@ -126,6 +126,8 @@ def get_config() -> ConfigDict:
             debug=dict(poison_step=optional()),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             plan=dict(topology=optional(), search=False, price=optional()),
+            export=dict(format="safetensors", public=False, name=optional()),
+            predict=dict(output=optional(), heat=optional(), maps=optional(3)),
             optim=dict(
                 blr=1.5e-4,
                 min_lr=0.0,
@@ -137,7 +139,10 @@ def get_config() -> ConfigDict:
                 clip_norm=optional(1.0),
                 layer_decay=1.0,
                 freeze=(),
+                grid=optional(),
             ),
+            probe=optional(),
+            cache=dict(dir=optional(), max_gb=64.0),
             objective=dict(
                 name="mae",
                 # Inside 0.95, outside 0.85: defaults of the released code of Wang et al. (arXiv
@@ -173,6 +178,42 @@ def supervised(
     return c
 
 
+# CheXFound's 13 rates, not scaled by the batch (Yang et al., arXiv 2502.05142; RPIDIAL/CheXFound,
+# eval/classification/linear_glori.py).
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+
+
+def probe(c: ConfigDict) -> ConfigDict:
+    """Freeze the encoder, and try CheXFound's rates side by side: AdamW, no warm-up, 100 epochs."""
+    # 100 epochs of the 78,468 training films of ChestX-ray14.
+    c.batch_size, c.total_steps, c.warmup_steps = 256, 30_650, 0
+    c.probe = ConfigDict(dict(grid=dict(blr=RATES, weight_decay=(1e-4,)), metric="auroc"))
+    c.optim.update(b2=0.999, freeze=("encoder/.*", "head/queries"))
+    c.optim.clip_norm = optional()
+    return c
+
+
+def glori() -> dict:
+    """Set GLoRI's head, with its CLS skip (`heads/query.py`)."""
+    return dict(
+        kind="query",
+        queries="fixed",
+        text=optional(),
+        groups=optional(),
+        layers=4,
+        cls_skip=True,
+        width=768,
+        heads=8,
+        hidden=2048,
+        dropout=0.1,
+    )
+
+
+def ml_decoder() -> dict:
+    """Set ML-Decoder's head: 100 queries at most, patches of the last block (`heads/query.py`)."""
+    return glori() | dict(groups=optional(100), layers=1, cls_skip=False)
+
+
 def smoke(c: ConfigDict, *, image_size: int, keep: int | None = None) -> ConfigDict:
     """Shrink a run to a minute on a laptop: a small model, small films, 50 steps, float32."""
     c.name += "_smoke"
@@ -185,6 +226,11 @@ def smoke(c: ConfigDict, *, image_size: int, keep: int | None = None) -> ConfigD
     if keep is not None:
         c.objective.decoder.update(width=64, depth=2, heads=2)
         c.objective.mask.keep = keep
+    if c.get("probe") is not None:
+        c.probe.grid.blr = (0.03, 0.3, 3.0)
+        c.objective.head.layers = min(c.objective.head.layers, 2)
+        if c.objective.head.kind == "query":
+            c.objective.head.update(width=48, heads=2, hidden=64)
     # The peak rate of a batch of 8 would be tiny under the linear rule.
     c.optim.blr = 1e-3 * 256 / 8
     return c

@@ -12,9 +12,10 @@ from data_prep import splits
 from data_prep.adapters import ADAPTERS
 from data_prep.contours import LUNGS, RETROCARDIAC
 from data_prep.duplicates import POLICIES
-from data_prep.films import FITS, FRAMES
+from data_prep.films import FRAMES
 from xmae_jax.data.manifest import MANIFEST
 from xmae_jax.data.records import CODECS
+from xmae_jax.data.transforms import FITS
 
 USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
 

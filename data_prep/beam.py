@@ -10,7 +10,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_prep.parts import Part, Recipe, build_part
-from data_prep.sandbox import Sandbox
+from xmae_jax.data.sandbox import Sandbox
 
 
 class _BuildPart(beam.DoFn):

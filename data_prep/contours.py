@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from data_prep.given import Mask, read_given
-from data_prep.sandbox import not_the_file
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.lungs import (
     MODEL,
@@ -28,6 +27,7 @@ from xmae_jax.data.lungs import (
     mask_quality,
     rectangle,
 )
+from xmae_jax.data.sandbox import not_the_file
 
 LUNGS = ("auto", "given", "model", "heuristic", "rectangle", "none")
 RETROCARDIAC = {"exclude": 0, "include": 1}  # channel of the model

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt
+from jaxtyping import Bool
 from PIL import Image
 
 from data_prep.contours import NO_CONTOUR, find_lungs
@@ -18,8 +18,8 @@ from xmae_jax.data.index import Entry, label_text, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import hull
 from xmae_jax.data.people import stored_age
 from xmae_jax.data.records import MASK_SIDE, Record, Report
+from xmae_jax.data.transforms import square_film
 
-FITS = ("pad", "squash")
 FRAMES = ("refuse", "first")
 
 
@@ -139,30 +139,6 @@ def _entry(record: Record, film: Film) -> Entry:
         mask_quality=round(record["mask_quality"], 4),
         flags=" ".join(film.flags),
     )
-
-
-def square_film(
-    pixels: UInt[np.ndarray, "h w"], *, size: int, fit: str
-) -> tuple[UInt[np.ndarray, "s s"], tuple[int, int, int, int]]:
-    """Make a film square: "pad" keeps its shape, centred on black; "squash" fills the square.
-
-    Returns the square and the box (y0, x0, y1, x1, half open) that the film takes in it. Lanczos
-    keeps most detail where a film shrinks, and Pillow widens it then, so that nothing aliases.
-    """
-    height, width = pixels.shape
-    scale = size / max(height, width)
-    rows, columns = size, size
-    if fit == "pad":
-        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (size - rows) // 2, (size - columns) // 2
-    box = top, left, top + rows, left + columns
-    deep = pixels.dtype == np.uint16  # Pillow resizes 8 bits or floats
-    picture = Image.fromarray(pixels.astype(np.float32) if deep else pixels)
-    resized = np.asarray(picture.resize((columns, rows), Image.Resampling.LANCZOS))
-    square = np.zeros((size, size), pixels.dtype)
-    inside = np.clip(np.rint(resized), 0, 65535) if deep else resized
-    square[box[0] : box[2], box[1] : box[3]] = inside
-    return square, box
 
 
 def square_mask(

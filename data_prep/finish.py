@@ -86,7 +86,11 @@ def finish(
     manifest = {
         **about,
         "files": shards,
-        "counts": {**_counts(stay, rejected), **_pair_counts(pairs, entries, out)},
+        "counts": {
+            **_counts(stay, rejected),
+            **_licence_counts(kept),
+            **_pair_counts(pairs, entries, out),
+        },
         "metadata": metadata,
     }
     made = [(part.path, len(one.entries)) for part, one in zip(parts, outcomes, strict=True)]
@@ -157,6 +161,20 @@ def _counts(stay: Sequence[Entry], rejected: Sequence[tuple[str, str]]) -> dict[
         "flags": dict(sorted(Counter(flag for e in stay for flag in e.flags.split()).items())),
         "labels": json.loads(json.dumps(labels)),
     }
+
+
+def _licence_counts(kept: Sequence[_Kept]) -> dict[str, dict[str, int]]:
+    """Count films by licence, and those with a given mask by the mask's; "" is not known."""
+    films: Counter[str] = Counter()
+    masks: Counter[str] = Counter()
+    for one in kept:
+        rows = {job.film: job.row for job in one.part.jobs}
+        pairs = zip(_of(one, one.outcome.films), _of(one, one.outcome.entries), strict=True)
+        for film, entry in pairs:
+            films[rows[film].licence] += 1
+            if entry.mask_source.startswith("given:"):
+                masks[rows[film].mask_licence] += 1
+    return {"licences": dict(sorted(films.items())), "mask_licences": dict(sorted(masks.items()))}
 
 
 def _pair_counts(

@@ -8,10 +8,10 @@ from data_prep import splits
 from data_prep.films import Job, patients_of, unknown_patient
 from data_prep.inputs import Inputs, Row
 from data_prep.parts import Workers
-from data_prep.sandbox import Sandbox
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import Report
+from xmae_jax.data.sandbox import Sandbox
 
 
 def licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:

@@ -20,14 +20,15 @@ from typing import Any
 from data_prep import splits
 from data_prep.films import Job, Settings, make_record
 from data_prep.inputs import mask_digest, sha256_of
-from data_prep.sandbox import PASSING, Sandbox
 from xmae_jax.data import records
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.index import Entry
 from xmae_jax.data.limits import MAX_BYTES
 from xmae_jax.data.manifest import FORMAT, file_digest
+from xmae_jax.data.sandbox import PASSING, Sandbox, preload
 from xmae_jax.seal import json_digest, seal, unseal
 
+preload(["data_prep.films"])
 Tell = Callable[[int, int], None]  # films done, of them rejected
 
 

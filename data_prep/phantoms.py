@@ -5,8 +5,9 @@
 The films are the default data of the quick start, the tests and the notebooks. They look like chest
 films at a glance and stand in for none: nothing learnt from them says anything about patients.
 The generator is frozen; VERSION changes whenever a film, a label or a text would change, and stands
-in every manifest. Film i depends on (seed, i, size) only. A logistic regression on 16 x 16 pixels
-must stay under a macro AUROC of 0.75, so that a result on phantoms means something.
+in every manifest. Film i depends on (seed, i, size) and `--nodule-contrast` only. A logistic
+regression on 16 x 16 pixels must stay under a macro AUROC of 0.75, so that a result on phantoms
+means something.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from data_prep.phantom_text import write
 
 VERSION = 1
 SOURCE = f"phantom-v{VERSION}"
+LICENCE = "CC0-1.0"  # drawings of nobody
 USAGE_ERROR = 64
 IO_ERROR = 74
 MACRO_AUROC_LIMIT = 0.75
@@ -68,8 +70,11 @@ class Phantom:
     film: np.ndarray  # float32 [h w] in [0, 1], before rounding to 8 bits
 
 
-def draw(seed: int, index: int, *, size: int = 512) -> Phantom:
-    """Draw film `index` of the series `seed`; it depends on these three numbers only."""
+def draw(seed: int, index: int, *, size: int = 512, nodule_contrast: float = 1.0) -> Phantom:
+    """Draw film `index` of the series `seed`; it depends on these numbers only.
+
+    `nodule_contrast` multiplies the contrast of nodules, and changes nothing else.
+    """
     patient, place = locate(seed, index)
     who = draw_patient(seed, patient)
     study, view = draw_study(seed, patient, place)
@@ -77,7 +82,7 @@ def draw(seed: int, index: int, *, size: int = 512) -> Phantom:
     frame = Frame(size, film.angle, film.scale, film.shift)
     body = phantom_lateral if view == "LATERAL" else phantom_frontal
     chest, layers = body.draw(who, study, film, frame)
-    boxes = plant(study, chest, layers, frame)
+    boxes = plant(study, chest, layers, frame, nodule_contrast=nodule_contrast)
     pixels = expose(layers.attenuation + layers.vessels, film)
     findings, impression = write(study, Draws(seed, _TEXT, patient, study.index))
     return Phantom(
@@ -140,9 +145,12 @@ class _Row:
     means: np.ndarray
 
 
-def _make(index: int, *, output: str, seed: int, size: int, dicom: bool) -> _Row:
+def _make(
+    index: int, *, output: str, seed: int, size: int, nodule_contrast: float, dicom: bool
+) -> _Row:
     """Draw one film and write its files."""
-    phantom, stem, root = draw(seed, index, size=size), f"ph_{index:06d}", Path(output)
+    phantom = draw(seed, index, size=size, nodule_contrast=nodule_contrast)
+    stem, root = f"ph_{index:06d}", Path(output)
     name = f"images/{stem}.{'dcm' if dicom else 'png'}"
     data = _dicom(phantom, seed=seed, index=index) if dicom else _png(phantom.image)
     (root / name).write_bytes(data)
@@ -157,6 +165,8 @@ def _make(index: int, *, output: str, seed: int, size: int, dicom: bool) -> _Row
         "sex": phantom.sex,
         "age": phantom.age,
         "source": SOURCE,
+        "licence": LICENCE,
+        "mask_licence": LICENCE,
         "generator_version": VERSION,
     }
     report = {
@@ -208,7 +218,14 @@ def _replace(path: Path, text: str) -> None:
 
 def _rows(args: argparse.Namespace) -> Iterator[_Row]:
     """Draw all films in order, over processes if asked."""
-    make = partial(_make, output=str(args.output), seed=args.seed, size=args.size, dicom=args.dicom)
+    make = partial(
+        _make,
+        output=str(args.output),
+        seed=args.seed,
+        size=args.size,
+        nodule_contrast=args.nodule_contrast,
+        dicom=args.dicom,
+    )
     if args.workers == 1:
         _keep_heap()
         yield from map(make, range(args.count))
@@ -283,6 +300,7 @@ def _wanted(args: argparse.Namespace) -> dict:
         "count": args.count,
         "size": args.size,
         "format": "dicom" if args.dicom else "png",
+        "nodule_contrast": args.nodule_contrast,
     }
 
 
@@ -300,11 +318,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1000, help="films to draw (1000)")
     parser.add_argument("--seed", type=int, default=0, help="which series (0)")
     parser.add_argument("--size", type=int, default=512, help="side in pixels (512)")
+    parser.add_argument("--nodule-contrast", type=float, default=1.0, metavar="FACTOR",
+                        help="multiply the contrast of nodules (1)")  # fmt: skip
     parser.add_argument("--dicom", action="store_true", help="write DICOM files, not PNG")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args(argv)
     if args.count < 1 or args.workers < 1 or args.seed < 0:
         parser.error("--count and --workers must be at least 1, --seed at least 0")
+    if not 0 < args.nodule_contrast <= 10:
+        parser.error(f"--nodule-contrast must lie between 0 and 10, not {args.nodule_contrast}")
     if args.size < 64 or args.size % 16:
         parser.error(f"--size must be a multiple of 16 and at least 64, not {args.size}")
     return args
@@ -315,7 +337,9 @@ def main(argv: list[str] | None = None) -> int:
     args, manifest = _parse(argv), None
     known = args.output / "phantoms.json"
     if known.exists():
-        manifest, wanted = json.loads(known.read_text()), _wanted(args)
+        # Films drawn before the key was there have nodules as they are by default.
+        manifest = {"nodule_contrast": 1.0} | json.loads(known.read_text())
+        wanted = _wanted(args)
         differ = [
             f"{key} {manifest.get(key)!r}, asked {value!r}"
             for key, value in wanted.items()

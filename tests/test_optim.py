@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.test_step import OPTIM, optimizer
-from xmae_jax.optim import OptimConfig, Optimizer, layer_rate, split
+from xmae_jax.optim import Grid, OptimConfig, Optimizer, layer_rate, split
 
 
 def test_adamw_against_numpy():
@@ -64,3 +64,41 @@ def test_split_by_pattern():
         {"a": {"bias": 2}, "b": {"bias": 3}},
     )
     assert split(tree, ()) == (tree, {})
+
+
+GRID = Grid(blr=(0.01, 0.4), weight_decay=(0.0, 0.05, 0.3))
+
+
+def test_each_member_of_a_grid_moves_as_if_alone():
+    """Rate, decay, clipping and moments of six members, to the last bit those of six runs."""
+    grid = optimizer(grid=GRID, clip_norm=0.5)
+    draw = np.random.default_rng(0)
+    start = {"head": {"kernel": jnp.asarray(draw.normal(size=(3, 2)).astype(np.float32)),
+                      "bias": jnp.zeros(2)}}  # fmt: skip
+    members = len(GRID.members)
+    params = jax.tree.map(lambda p: jnp.stack([p] * members), start)
+    state = grid.init(params)
+    # Gradients from far below to far above what is clipped.
+    size = np.logspace(-2, 2, members).astype(np.float32)
+    grads = [
+        jax.tree.map(lambda p: jnp.asarray(draw.normal(size=(members, *p.shape)).astype(np.float32)
+                                           * size.reshape(-1, *[1] * p.ndim)), start)
+        for _ in range(4)
+    ]  # fmt: skip
+    for t, g in enumerate(grads):
+        params, state = grid.update(g, state, params, jnp.asarray(t), take=jnp.ones(members, bool))
+    for i, (blr, decay) in enumerate(GRID.members):
+        alone = optimizer(blr=blr, weight_decay=decay, weight_decay_end=decay, clip_norm=0.5)
+        want, moments = start, alone.init(start)
+        for t, g in enumerate(grads):
+            g = jax.tree.map(lambda x, i=i: x[i], g)
+            want, moments = alone.update(g, moments, want, jnp.asarray(t), take=jnp.array(True))
+        for name, value in want["head"].items():
+            np.testing.assert_allclose(params["head"][name][i], value, rtol=1e-6, err_msg=str(i))
+
+
+def test_a_grid_is_checked():
+    assert GRID.members[:3] == ((0.01, 0.0), (0.01, 0.05), (0.01, 0.3))
+    for fields in (dict(blr=()), dict(blr=(0.1, 0.0)), dict(weight_decay=(-0.1,))):
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            Grid(**(vars(GRID) | fields))

@@ -13,8 +13,9 @@ from tests.helpers import small_batch, small_mae
 from xmae_jax import rng, sharding
 from xmae_jax.digest import flatten
 from xmae_jax.objectives.poisoned import poisoned
-from xmae_jax.optim import OptimConfig, Optimizer
+from xmae_jax.optim import Grid, OptimConfig, Optimizer
 from xmae_jax.step import WINDOW, _judge, gradient, init_state, train_step
+from xmae_jax.typing import LossOut, Prepared
 
 OPTIM = OptimConfig(
     blr=0.1,
@@ -27,6 +28,7 @@ OPTIM = OptimConfig(
     clip_norm=1.0,
     layer_decay=1.0,
     freeze=(),
+    grid=None,
 )
 
 
@@ -247,3 +249,98 @@ def test_frozen_parameters_stay_and_have_no_moments():
     assert set(flatten(after.frozen)) | set(flatten(after.params)) == set(
         flatten(jax.eval_shape(mae.init, rng.key(0, "init")))
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """Fit a line to rows of `x` by each member, the loss times `factors`; those may be poison."""
+
+    factors: tuple[float, ...]
+
+    view, grid = "film", (1, 1)
+
+    def predict_fns(self):
+        return {}
+
+    def init(self, key):
+        kernel = jax.random.normal(key, (5,))
+        return {"head": {"kernel": jnp.stack([kernel] * len(self.factors))}}
+
+    def start(self, params):
+        return {}
+
+    def prepare(self, batch, key, step):
+        return Prepared(batch, {"square": batch["mask"].sum().astype(jnp.float32)})
+
+    def loss(self, params, frozen, extra, batch, key, step):
+        error = batch["x"] @ params["head"]["kernel"].T - batch["y"][:, None]  # b m
+        factor = jnp.where(step < 2, 1.0, jnp.asarray(self.factors))
+        return LossOut({"square": factor * (error**2).sum(axis=0)}, {}, extra)
+
+    def after_update(self, params, extra, step):
+        return extra
+
+
+def fit(factors, *, blr, count=6, micro_batches=1, poison=None):
+    """Take steps; return the state and what each logged."""
+    grid = Grid(blr=blr, weight_decay=(0.05,))
+    lines, optim = Lines(factors), optimizer(grid=grid)
+    step = jax.jit(partial(train_step, objective=lines, optimizer=optim, seed=0,
+                           micro_batches=micro_batches, spike_sigma=math.inf))  # fmt: skip
+    state, logs = init_state(lines, optim, rng.key(0, "init")), []
+    draw = np.random.default_rng(0)
+    for i in range(count):
+        x, y = draw.normal(size=(8, 5)), draw.normal(size=8)
+        y[:] = np.nan if i == poison else y
+        arrays = {"x": jnp.asarray(x), "y": jnp.asarray(y), "mask": jnp.ones(8, bool)}
+        state, log = step(state, arrays)
+        logs.append(log)
+    return state, logs
+
+
+BLR = (0.01, 0.1, 1.0)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_member_that_is_not_finite_stays_and_the_others_do_not_notice(poison):
+    sound, _ = fit((1.0, 1.0, 1.0), blr=BLR)
+    early, _ = fit((1.0, 1.0, 1.0), blr=BLR, count=2)
+    state, logs = fit((1.0, poison, 1.0), blr=BLR)
+    assert [log["alive"].tolist() for log in logs] == 2 * [3 * [True]] + 4 * [[True, False, True]]
+    assert int(state.guard["skipped"]) == 0 and int(state.guard["taken"]) == 6
+    for name, leaf in flatten((state.params, state.opt_state)).items():
+        want, before = (flatten((s.params, s.opt_state))[name] for s in (sound, early))
+        for member in (0, 2):
+            np.testing.assert_array_equal(leaf[member], want[member], err_msg=name)
+        np.testing.assert_array_equal(leaf[1], before[1], err_msg=name)
+    for log in logs:
+        assert np.isfinite([log["training_loss"], log["l2_grads"], log["l2_params"]]).all()
+    without, _ = fit((1.0, 1.0), blr=(BLR[0], BLR[2]))
+    kernel = np.delete(state.params["head"]["kernel"], 1, axis=0)
+    np.testing.assert_allclose(kernel, without.params["head"]["kernel"], rtol=1e-6)
+
+
+def test_a_batch_that_is_not_finite_for_all_is_skipped_and_nobody_dies():
+    state, logs = fit((1.0, 1.0), blr=BLR[:2], count=4, poison=2)
+    assert [int(log["in_a_row"]) for log in logs] == [0, 0, 1, 0]
+    assert np.isnan(logs[2]["totals"]["square"]) and state.guard["alive"].all()
+    before, _ = fit((1.0, 1.0), blr=BLR[:2], count=2)
+    after, _ = fit((1.0, 1.0), blr=BLR[:2], count=3, poison=2)
+    assert_equal(after, before, *UPDATED)
+
+
+def test_members_and_micro_batches():
+    whole, _ = fit((1.0, 1.0, math.nan), blr=BLR)
+    parts, logs = fit((1.0, 1.0, math.nan), blr=BLR, micro_batches=4)
+    np.testing.assert_allclose(
+        parts.params["head"]["kernel"], whole.params["head"]["kernel"], rtol=1e-4
+    )
+    assert logs[-1]["alive"].tolist() == [True, True, False]
+
+
+def test_a_run_without_a_grid_has_the_tree_that_it_had():
+    names = flatten(jax.eval_shape(start))
+    assert not [name for name in names if "alive" in name]
+    assert {name.partition("/")[2] for name in names if name.startswith("guard/")} == {
+        "skipped", "in_a_row", "bad_rows", "taken", "losses", "l2_grads",
+    }  # fmt: skip

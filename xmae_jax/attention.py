@@ -56,6 +56,28 @@ def attend(
         return out
 
 
+def read_back(
+    rows: Float[Array, "b c n"], q: Float[Array, "b n heads hd"], k: Float[Array, "b m heads hd"]
+) -> Float[Array, "b c m"]:
+    """Weigh the keys by how the queries read them: `rows` times the map, a mean over the heads.
+
+    The map is made for a block of queries at a time, float32.
+    """
+    n, shape = q.shape[1], (*rows.shape[:2], k.shape[1])
+    size = min(_BLOCK_Q, n)
+    queries = _blocks(q, size)  # blocks b heads size hd
+    weights = jnp.pad(rows, ((0, 0), (0, 0), (0, -n % size))).reshape(*rows.shape[:2], -1, size)
+
+    def one_block(total: Array, x: tuple[Array, Array]) -> tuple[Array, None]:
+        queries, weights = x
+        scores = _product("bhqd,bkhd->bhqk", queries, k) * q.shape[-1] ** -0.5
+        read = jax.nn.softmax(scores, axis=-1).mean(axis=1)  # b size m
+        return total + _product("bcq,bqk->bck", weights, read), None
+
+    start = jnp.zeros(shape, jnp.float32)
+    return jax.lax.scan(one_block, start, (queries, jnp.moveaxis(weights, 2, 0)))[0]
+
+
 def check(backend: str, platform: str, dtype: jnp.dtype) -> None:
     """Raise ValueError if a backend does not run on a platform in that type."""
     if backend == "splash" and platform != "tpu":

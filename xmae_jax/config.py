@@ -22,9 +22,10 @@ from ml_collections.config_dict import placeholder
 from xmae_jax.attention import Backend
 from xmae_jax.data.augment import Augment
 from xmae_jax.models.layers import Remat
-from xmae_jax.optim import OptimConfig
+from xmae_jax.optim import Grid, OptimConfig
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class ConfigError(Exception):
@@ -121,6 +122,38 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What --task=export writes; training does not read it."""
+
+    format: Literal["safetensors", "hf", "onnx"]
+    public: bool
+    """For anyone: refused where the terms of a data set do not allow it."""
+    name: str | None
+    """Of the model and its files; None takes the run's."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """What --task=predict writes; training does not read it."""
+
+    output: str | None
+    """A folder that is not there yet; None is the next of `predict/1`, `predict/2`, ... of the
+    run."""
+    heat: Literal["attention", "rollout", "gradient"] | None
+    """Where the model looked; None takes what suits the head, see `tasks/heat.py`."""
+    maps: int | Literal["all"]
+    """Findings of a film that are drawn, at most."""
+
+    def __post_init__(self) -> None:
+        if self.maps != "all" and self.maps < 0:
+            raise ValueError(f"maps must not be negative, got {self.maps}")
+
+
+@dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When a step is left out, and when a run that hangs is ended."""
 
@@ -136,6 +169,25 @@ class GuardConfig:
             raise ValueError(f"watchdog_seconds must be positive, got {self.watchdog_seconds}")
         if self.heartbeat_seconds < 10:  # a busy host is silent for some seconds now and then
             raise ValueError(f"heartbeat_seconds must be 10 or more, got {self.heartbeat_seconds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A head on a frozen encoder: what is tried, and how one of it is chosen."""
+
+    grid: Grid
+    metric: Literal["auroc", "average_precision"]
+    """Mean over the findings on `data.eval_split` by which a member of the grid is chosen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """Where a probe keeps the features of its encoder."""
+
+    dir: str | None
+    """Shared by runs, if so wished; None is inside the run directory."""
+    max_gb: float
+    """Patches are stored if they take no more than this, in 10^9 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +242,12 @@ class Config:
     debug: DebugConfig
     mesh: MeshConfig
     plan: PlanConfig
+    export: ExportConfig
+    predict: PredictConfig
     optim: OptimConfig
+    probe: ProbeConfig | None
+    """Train the objective's head alone, by the protocol of a frozen probe; None trains as usual."""
+    cache: CacheConfig
     objective: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -212,7 +269,7 @@ class Config:
                 f"{self.rows_at_once} rows at once do not split over mesh.data {self.mesh.data} x"
                 f" mesh.fsdp {self.mesh.fsdp} devices"
             )
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+        if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} is to be letters, digits, _, . and -")
         if self.data.mixture is not None and (
             len(self.data.mixture) != len(self.data.paths)
@@ -223,6 +280,23 @@ class Config:
                 f"data.mixture {self.data.mixture} is to have a positive number of rows for each of"
                 f" {len(self.data.paths)} sources, {self.batch_size} in all"
             )
+
+        if self.optim.grid is not None and self.guard.spike_sigma is not None:
+            raise ValueError(
+                "guard.spike_sigma judges one loss, and optim.grid has several: set one to None"
+            )
+        if self.probe is not None:
+            self._check_probe()
+
+    def _check_probe(self) -> None:
+        """Refuse what a probe has no use for."""
+        if self.data.eval_split is None:
+            raise ValueError("probe chooses on data.eval_split, which is None")
+        for name in ("crop_scale", "augment", "mixture"):
+            if getattr(self.data, name) is not None:
+                raise ValueError(f"probe reads features of whole films: set data.{name} to None")
+        if self.optim.grid is not None:
+            raise ValueError("probe.grid is what a probe tries: set optim.grid to None")
 
     @property
     def rows_at_once(self) -> int:

@@ -40,6 +40,8 @@ class Incidents:
     """Records of all sources."""
     bad_rows: int
     """Rows of damaged records so far."""
+    alive: np.ndarray
+    """Members of a grid that are still trained, bool; empty without one."""
     say: Any
     _told: set[str] = dataclasses.field(default_factory=set)
     _last: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
@@ -70,9 +72,20 @@ class Incidents:
                 f" xmae_jax.main --task=rollback --workdir={self.workdir} --step=N\nor change the"
                 " config and go on with --allow_config_change"
             )
+        if self.alive.size:
+            self._died(done, np.asarray(log["alive"]))
         before, self.bad_rows = self.bad_rows, int(log["bad_rows"])
         if self.bad_rows > before:
             self._bad_rows(done, host)
+
+    def _died(self, done: int, alive: np.ndarray) -> None:
+        for member in np.flatnonzero(self.alive & ~alive).tolist():
+            self.writer.write("event", done, {"event": "dead_member", "member": member})
+            self.say(
+                f"step {done}: loss or gradient of member {member} of the grid is not finite; it is"
+                " trained no further"
+            )
+        self.alive = alive
 
     def _skipped(self, done: int, host: dict[str, np.ndarray], log: dict[str, Any]) -> None:
         log = jax.device_get(log)

@@ -29,10 +29,20 @@ from xmae_jax.data.leaks import Leaked
 from xmae_jax.data.records import DataError
 from xmae_jax.incidents import Diverged
 from xmae_jax.lock import Locked
-from xmae_jax.tasks import knn, plan, rollback, train, verify
+from xmae_jax.scores.predictions import PredictionsError
+from xmae_jax.tasks import evaluate, export, knn, plan, predict, rollback, train, verify
 from xmae_jax.train import Preempted
 
-EXIT_CODES = {ConfigError: 64, DataError: 65, Diverged: 70, Locked: 73, OSError: 74, Preempted: 75}
+EXIT_CODES = {
+    ConfigError: 64,
+    DataError: 65,
+    PredictionsError: 65,
+    predict.NoFilm: 65,
+    Diverged: 70,
+    Locked: 73,
+    OSError: 74,
+    Preempted: 75,
+}
 
 # Every collective of every simulated CPU device blocks a thread; with one thread a core, eight
 # devices on two cores wait for each other for ever.
@@ -46,9 +56,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum(
     "task",
     "train",
-    ["train", "plan", "verify", "rollback"],
-    "train: train, or go on. plan: what the config needs on given chips. verify: check every"
-    " checkpoint. rollback: go back to --step.",
+    ["train", "plan", "evaluate", "predict", "export", "verify", "rollback"],
+    "train: train, or go on. plan: what the config needs on given chips. evaluate: score the"
+    " findings of a run. predict: tell the findings of FILE..., and where the model looked. export:"
+    " write the model for other code. verify: check every checkpoint. rollback: go back to --step.",
 )
 flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 flags.DEFINE_bool(
@@ -58,6 +69,9 @@ flags.DEFINE_bool(
     "allow_fresh", False, "Start anew where there are checkpoints and none can be used."
 )
 flags.DEFINE_integer("step", None, "Checkpoint for --task=rollback.")
+flags.DEFINE_string("split", None, "Split to evaluate; default val and test, if there.")
+flags.DEFINE_string("predictions", None, "File to evaluate instead of a run: a predictions.csv.")
+flags.DEFINE_string("against", None, "Run or predictions.csv to compare an evaluation with.")
 flags.DEFINE_bool(
     "distributed",
     False,
@@ -115,9 +129,13 @@ def _define_config(argv: list[str]) -> None:
     config_flags.DEFINE_config_dict("config", config_lib.from_json(saved))
 
 
-def _parse(argv: list[str]) -> None:
-    """Read the command line; every error in it is a ConfigError."""
-    if _flag(argv[1:], "task") in (None, "train", "plan"):
+def _parse(argv: list[str]) -> list[str]:
+    """Read the command line, and return the files in it; every error in it is a ConfigError."""
+    task = _flag(argv[1:], "task") or "train"
+    of_run = task in ("evaluate", "predict", "export")
+    if of_run and _flag(argv[1:], "config") is not None:
+        raise ConfigError(f"--task={task} uses the config of the run: leave out --config=FILE")
+    if (of_run and _flag(argv[1:], "predictions") is None) or task in ("train", "plan"):
         _define_config(argv[1:])
     try:
         rest = FLAGS(argv)
@@ -128,8 +146,9 @@ def _parse(argv: list[str]) -> None:
         raise ConfigError(text) from None
     except Exception as error:  # a config file is code: anything may come out of it
         raise _config_trouble(error) from None
-    if rest[1:]:
+    if rest[1:] and task != "predict":
         raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
+    return rest[1:]
 
 
 def _config_trouble(error: Exception) -> ConfigError:
@@ -137,43 +156,73 @@ def _config_trouble(error: Exception) -> ConfigError:
     return ConfigError(f"--config: {text}")
 
 
-def _run() -> None:
+def _run(files: list[str]) -> None:
     """Run the task."""
-    if FLAGS.distributed and FLAGS.task != "train":
-        raise ConfigError(f"--task={FLAGS.task} takes one process: leave out --distributed")
-    if FLAGS.task in ("train", "plan"):
-        try:
-            given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
-        except Exception as error:
-            raise _config_trouble(error) from None
-        config = config_lib.resolve(given)
-        if FLAGS.task == "plan":
-            plan.run(config)
-            return
-        workdir = Path(FLAGS.workdir or Path("runs") / config.name).absolute()
-        if config.knn is not None:
-            if FLAGS.distributed:
-                raise ConfigError("config.knn takes one process: leave out --distributed")
-            knn.run(config, workdir)
-            return
+    task = FLAGS.task
+    if FLAGS.distributed and task != "train":
+        raise ConfigError(f"--task={task} takes one process: leave out --distributed")
+    if task == "train":
+        _train(_config())
+    elif task == "plan":
+        plan.run(_config())
+    elif task == "evaluate":
+        _evaluate()
+    elif task == "predict":
+        predict.run(_config(), _workdir(), files)
+    elif task == "export":
+        export.run(_config(), _workdir())
+    elif task == "verify":
+        verify.run(_workdir())
+    else:
+        rollback.run(_workdir(), FLAGS.step)
+
+
+def _train(config: config_lib.Config) -> None:
+    """Train, or score an encoder that needs no training."""
+    workdir = Path(FLAGS.workdir or Path("runs") / config.name).absolute()
+    if config.knn is not None:
         if FLAGS.distributed:
-            _join(config)
-        train.run(
-            config,
-            workdir,
-            allow_config_change=FLAGS.allow_config_change,
-            allow_fresh=FLAGS.allow_fresh,
-        )
+            raise ConfigError("config.knn takes one process: leave out --distributed")
+        knn.run(config, workdir)
         return
+    if FLAGS.distributed:
+        _join(config)
+    train.run(
+        config,
+        workdir,
+        allow_config_change=FLAGS.allow_config_change,
+        allow_fresh=FLAGS.allow_fresh,
+    )
+
+
+def _workdir() -> Path:
+    """Return the directory of a run that is there."""
     if not FLAGS.workdir:
         raise ConfigError(f"--task={FLAGS.task} needs --workdir of a run")
     workdir = Path(FLAGS.workdir).absolute()
     if not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir}: not there")
-    if FLAGS.task == "verify":
-        verify.run(workdir)
+    return workdir
+
+
+def _config() -> config_lib.Config:
+    """Resolve what --config, or the run directory, and the other flags say."""
+    try:
+        given = FLAGS.config.copy_and_resolve_references()  # raises what the file did not load
+    except Exception as error:
+        raise _config_trouble(error) from None
+    return config_lib.resolve(given)
+
+
+def _evaluate() -> None:
+    """Score a run, or a file."""
+    split, against = FLAGS.split, FLAGS.against and Path(FLAGS.against).absolute()
+    workdir = FLAGS.workdir and Path(FLAGS.workdir).absolute()
+    if FLAGS.predictions is None:
+        evaluate.run(_config(), workdir, split=split, against=against)
     else:
-        rollback.run(workdir, FLAGS.step)
+        file = Path(FLAGS.predictions).absolute()
+        evaluate.run_file(file, split=split, against=against, folder=workdir)
 
 
 def _join(config: config_lib.Config) -> None:
@@ -197,8 +246,7 @@ def main(argv: list[str]) -> int:
         print((__doc__ or "") + FLAGS.main_module_help())
         return 0
     try:
-        _parse(argv)
-        _run()
+        _run(_parse(argv))
     except BaseException as error:
         hosts.wait_for_the_cause(error)
         if not isinstance(error, tuple(EXIT_CODES)):

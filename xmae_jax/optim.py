@@ -3,17 +3,22 @@
 Blocks are stacked, so a bias is [l, d] and rules cannot go by rank: they are regular expressions
 over paths such as `encoder/blocks/mlp/up/bias`. Rate and decay are functions of the step of the
 train state, not of a counter inside the optimizer, so that a step that was left out still counts.
+
+With a grid, every array has a leading axis of members: each has a rate, a decay, a clipping and a
+count of steps of its own, as if it were trained alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,6 +29,25 @@ NO_DECAY = re.compile(r".*(^|/)(bias|scale|gamma[12]|queries)")
 """Biases, norms and layer scales do not decay; tokens and positions do, as with He et al. (arXiv
 2111.06377, appendix A) and Oquab et al. (DINOv2, arXiv 2304.07193). `queries` of a head are fixed,
 and have to stay what they are even where no pattern freezes them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Rates and decays trained side by side, each pair with parameters of its own."""
+
+    blr: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.blr or min(self.blr) <= 0:
+            raise ValueError(f"blr is to be positive rates, got {self.blr}")
+        if not self.weight_decay or min(self.weight_decay) < 0:
+            raise ValueError(f"weight_decay is to be 0 or more each, got {self.weight_decay}")
+
+    @property
+    def members(self) -> tuple[tuple[float, float], ...]:
+        """(blr, weight decay) of each member, in the order of the leading axis."""
+        return tuple(itertools.product(self.blr, self.weight_decay))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +69,8 @@ class OptimConfig:
     """Rate of block i of l is layer_decay^(l - i), of the embedding layer_decay^(l + 1)."""
     freeze: tuple[str, ...]
     """Regular expressions; a parameter whose whole path matches one is not trained."""
+    grid: Grid | None
+    """Takes the place of blr, weight_decay and weight_decay_end; None trains one set."""
 
     def __post_init__(self) -> None:
         for name in ("blr", "clip_norm", "layer_decay"):
@@ -102,6 +128,11 @@ class Optimizer:
         """The linear scaling rule of Goyal et al. (arXiv 1706.02677)."""
         return self.config.blr * self.batch_size / 256
 
+    def _of_members(self, place: int, alone: float) -> Any:
+        """Return a setting of each member, or of the run that has none."""
+        grid = self.config.grid
+        return alone if grid is None else np.array([member[place] for member in grid.members])
+
     @property
     def _adam(self) -> optax.GradientTransformation:
         c = self.config
@@ -110,24 +141,27 @@ class Optimizer:
 
     def init(self, params: Params) -> Any:
         """Make the moments, float32, for trained parameters only."""
-        return self._adam.init(params)
+        init = self._adam.init
+        return init(params) if self.config.grid is None else jax.vmap(init)(params)
 
-    def lr(self, step: Int[Array, ""]) -> Float[Array, ""]:
+    def lr(self, step: Int[Array, ""]) -> Float[Array, "*m"]:
         """Return the rate of step `step`, counted from 0: linear warm-up, then the schedule.
 
         The first step moves by a share of the peak too: a rate of 0 would waste it.
         """
         t = step.astype(jnp.float32)
+        peak = self._of_members(0, self.config.blr) * self.batch_size / 256
         warm = jnp.minimum((t + 1.0) / max(self.warmup_steps, 1), 1.0)
         if self.config.schedule == "constant":
-            return warm * self.peak_lr
+            return warm * peak
         low = self.config.min_lr
-        falling = low + (self.peak_lr - low) * self._half_cosine(step, self.warmup_steps)
-        return jnp.where(t < self.warmup_steps, warm * self.peak_lr, falling)
+        falling = low + (peak - low) * self._half_cosine(step, self.warmup_steps)
+        return jnp.where(t < self.warmup_steps, warm * peak, falling)
 
-    def weight_decay(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Return the decay of step `step`."""
-        start, end = self.config.weight_decay, self.config.weight_decay_end
+    def weight_decay(self, step: Int[Array, ""]) -> Float[Array, "*m"]:
+        """Return the decay of step `step`; members keep theirs."""
+        start = self._of_members(1, self.config.weight_decay)
+        end = self._of_members(1, self.config.weight_decay_end)
         return end + (start - end) * self._half_cosine(step, 0)
 
     def _half_cosine(self, step: Int[Array, ""], first: int) -> Float[Array, ""]:
@@ -142,9 +176,19 @@ class Optimizer:
         params: Params,
         step: Int[Array, ""],
         *,
-        take: Bool[Array, ""],
+        take: Bool[Array, "*m"],
     ) -> tuple[Params, Any]:
-        """Return (new params, new opt_state), or the old ones where `take` is false."""
+        """Return (new params, new opt_state), or the old ones where `take` is false.
+
+        `take` is one for all, or with a grid one for each member.
+        """
+        args = grads, opt_state, params, self.lr(step), self.weight_decay(step), take
+        return self._move(*args) if self.config.grid is None else jax.vmap(self._move)(*args)
+
+    def _move(
+        self, grads: Params, opt_state: Any, params: Params, lr: Array, decay: Array, take: Array
+    ) -> tuple[Params, Any]:
+        """Move one set of parameters."""
         _, moved = self._adam.update(grads, opt_state, params)
         opt_state = jax.tree.map(partial(jnp.where, take), moved, opt_state)
         # Moments are written before parameters are: the compiler then updates all of them in place,
@@ -154,7 +198,6 @@ class Optimizer:
         c = self.config
         # What optax returns as the direction, from the moments as they stand now.
         first, second = (1 - b ** adam.count.astype(jnp.float32) for b in (c.b1, c.b2))
-        lr, decay = self.lr(step), self.weight_decay(step)
 
         def move(path: tuple, p: Array, m: Array, v: Array) -> Array:
             name = leaf_path(path)

@@ -26,7 +26,7 @@ class Run:
     id: str
     """Drawn once; every checkpoint carries it."""
     sources: list[dict[str, Any]]
-    """Number of records and digest of each source."""
+    """Number of records, digest, and how films became squares, of each source."""
     offsets: tuple[tuple[int, int], ...] = ()
     """Roll-backs: (first step, batches passed over from there on)."""
     configs: tuple[str, ...] = ()

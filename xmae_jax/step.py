@@ -22,6 +22,8 @@ WINDOW = 128
 def init_state(objective: Objective, optimizer: optim.Optimizer, key: Key[Array, ""]) -> TrainState:
     """Make the state before the first step."""
     params, frozen = optim.split(objective.init(key), optimizer.config.freeze)
+    grid = optimizer.config.grid
+    members = {} if grid is None else {"alive": jnp.ones(len(grid.members), bool)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -35,6 +37,7 @@ def init_state(objective: Objective, optimizer: optim.Optimizer, key: Key[Array,
             "taken": jnp.zeros((), jnp.int32),
             "losses": jnp.zeros((WINDOW,)),
             "l2_grads": jnp.zeros((WINDOW,)),
+            **members,
         },
     )
 
@@ -75,20 +78,25 @@ def _judge(
 
 def gradient(
     objective: Objective, state: TrainState, batch: Batch, key: Key[Array, ""], micro_batches: int
-) -> tuple[Params, LossOut, Float[Array, ""]]:
-    """Return (gradient, summed LossOut, loss) of the global batch, in `micro_batches` parts."""
+) -> tuple[Params, LossOut, Float[Array, "*m"]]:
+    """Return (gradient, summed LossOut, loss) of the global batch, in `micro_batches` parts.
+
+    Where the loss is one for each member of a grid, the gradient is that of their sum: no member's
+    gradient knows of another.
+    """
     prepare_key, loss_key = jax.random.split(key)
     batch, weights = objective.prepare(batch, prepare_key, state.step)
     safe = {name: jnp.where(w > 0, w, 1.0) for name, w in weights.items()}
 
-    def loss_fn(params: Params, extra: Params, rows: Batch) -> tuple[Array, LossOut]:
+    def loss_fn(params: Params, extra: Params, rows: Batch) -> tuple[Array, tuple[Array, LossOut]]:
         out = objective.loss(params, state.frozen, extra, rows, loss_key, state.step)
         terms = [out.totals[name] / safe[name] for name in weights]
-        return jnp.sum(jnp.stack(terms)), out
+        loss = jnp.sum(jnp.stack(terms), axis=0)
+        return jnp.sum(loss), (loss, out)
 
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if micro_batches == 1:
-        (loss, out), grads = value_and_grad(state.params, state.extra, batch)
+        (_, (loss, out)), grads = value_and_grad(state.params, state.extra, batch)
         return grads, out, loss
 
     # Row i goes to part i % m: each device keeps its own rows, nothing moves between devices.
@@ -98,17 +106,30 @@ def gradient(
 
     def one_part(carry: Any, rows: Batch) -> tuple[Any, None]:
         grads, totals, metrics, extra, loss = carry
-        (part_loss, out), part_grads = value_and_grad(state.params, extra, rows)
+        (_, (part_loss, out)), part_grads = value_and_grad(state.params, extra, rows)
         grads = jax.tree.map(jnp.add, grads, part_grads)
         totals = jax.tree.map(jnp.add, totals, out.totals)
         return (grads, totals, add(metrics, out.metrics), out.extra, loss + part_loss), None
 
     first = {name: x[0] for name, x in parts.items()}
-    out = jax.eval_shape(loss_fn, state.params, state.extra, first)[1]
+    loss, out = jax.eval_shape(loss_fn, state.params, state.extra, first)[1]
     zeros = partial(jax.tree.map, lambda s: jnp.zeros(s.shape, s.dtype))
-    start = (zeros(state.params), zeros(out.totals), zeros(out.metrics), state.extra, jnp.zeros(()))
+    start = (zeros(state.params), zeros(out.totals), zeros(out.metrics), state.extra, zeros(loss))
     (grads, totals, metrics, extra, loss), _ = jax.lax.scan(one_part, start, parts)
     return grads, LossOut(totals, metrics, extra), loss
+
+
+def _judge_members(
+    alive: Bool[Array, " m"], loss: Float[Array, " m"], grads: Params
+) -> tuple[Float[Array, ""], Float[Array, ""], Bool[Array, " m"]]:
+    """Return (mean loss, mean gradient norm, whether sound) of the members that still are.
+
+    Both means are NaN if none is sound at this step: the batch is then more suspect than they.
+    """
+    norms = jax.vmap(optax.tree.norm)(grads)
+    sound = alive & jnp.isfinite(loss) & jnp.isfinite(norms)
+    loss, norm = (jnp.where(sound, x, 0.0).sum() / sound.sum() for x in (loss, norms))
+    return loss, norm, sound
 
 
 def train_step(
@@ -125,15 +146,22 @@ def train_step(
 
     A step whose loss or gradient is not finite, or lies further than `spike_sigma` deviations above
     the mean of the last 128 steps that were taken, changes no parameter, moment or average; it is
-    counted, and step, rate and data go on.
+    counted, and step, rate and data go on. A member of a grid that alone is not finite stays as it
+    was from then on, and the others do not notice.
     """
     key = rng.key(seed, "train", state.step)
     grads, out, loss = gradient(objective, state, batch, key, micro_batches)
-    l2_grads = optax.tree.norm(grads)
+    sound = jnp.array(True)
+    if optimizer.config.grid is None:
+        l2_grads = optax.tree.norm(grads)
+    else:
+        loss, l2_grads, sound = _judge_members(state.guard["alive"], loss, grads)
     guard, limits, take = _judge(state.guard, loss, l2_grads, spike_sigma)
+    if optimizer.config.grid is not None:
+        guard["alive"] = jnp.where(take, sound, guard["alive"])
 
     params, opt_state = optimizer.update(
-        grads, state.opt_state, state.params, state.step, take=take
+        grads, state.opt_state, state.params, state.step, take=take & sound
     )
     extra = objective.after_update(params, out.extra, state.step)
     extra = jax.tree.map(partial(jnp.where, take), extra, state.extra)
@@ -141,14 +169,16 @@ def train_step(
     log = {
         "training_loss": loss,
         "means": out.metrics,
-        "lr": optimizer.lr(state.step),
+        "lr": jnp.max(optimizer.lr(state.step)),
         "l2_grads": l2_grads,
         "l2_params": optax.tree.norm(params),
         "skipped": guard["skipped"],
         "in_a_row": guard["in_a_row"],
         "bad_rows": guard["bad_rows"],
         "limits": limits,
-        "totals": out.totals,
+        "totals": jax.tree.map(jnp.sum, out.totals),
         "finite_grads": jax.tree.map(lambda g: jnp.isfinite(jnp.sum(jnp.square(g))), grads),
     }
+    if optimizer.config.grid is not None:
+        log["alive"] = guard["alive"]
     return TrainState(state.step + 1, params, state.frozen, opt_state, extra, guard), log

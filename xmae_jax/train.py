@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from xmae_jax import checkpoint, hosts, infer, init_from, rng, sharding, writers
 from xmae_jax.clock import Clock
@@ -160,7 +161,7 @@ def _train(
         make = jax.jit(program.init, out_shardings=shardings)
         first, state = 0, make(rng.key(config.seed, "init"))
         if config.init_from is not None:
-            state, lines = _initialise(state, config, objective, shardings)
+            state, lines = initialise(state, config, objective, shardings)
             say("\n".join(lines))
     writer = writers.Writer(run.workdir, active=hosts.is_first())
     if hosts.is_first():
@@ -191,6 +192,7 @@ def _train(
         max_bad_share=config.data.max_bad_share,
         epoch=sum(feed.plan.sizes),
         bad_rows=int(state.guard["bad_rows"]),
+        alive=np.asarray(state.guard.get("alive", np.zeros(0, bool))),
         say=say,
     )
 
@@ -273,7 +275,7 @@ def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
     )
 
 
-def _initialise(
+def initialise(
     state: TrainState, config: Config, objective: Objective, shardings: TrainState
 ) -> tuple[TrainState, list[str]]:
     """Replace parameters by those that `init_from` holds; moments and averages start anew."""

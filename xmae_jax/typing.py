@@ -57,7 +57,8 @@ class Prepared(NamedTuple):
 class LossOut(NamedTuple):
     """What an objective's loss returns for some rows: sums, never means."""
 
-    totals: dict[str, Float[Array, ""]]
+    totals: dict[str, Float[Array, "*m"]]
+    """Of each term; with `optim.grid` of each member, on its leading axis."""
     metrics: dict[str, Mean]
     extra: Params
 

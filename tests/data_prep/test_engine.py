@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import build, parts, sandbox
+from data_prep import build, parts
 from data_prep.films import Settings, patients_of
 from data_prep.inputs import scan
 from data_prep.jobs import jobs_of
 from tests.conftest import ROOT
 from tests.data_prep.test_build import alive, contents
+from xmae_jax.data import sandbox
 from xmae_jax.data.film import FilmError
 
 

@@ -1,5 +1,6 @@
 """Weights files: the released X-ray model's names, grey from RGB, positions, and refusals."""
 
+import argparse
 import json
 import pickle
 import struct
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
 from flax import nnx
 from safetensors.numpy import save_file
 
@@ -197,7 +199,7 @@ def without(arrays, name):
             state_dict() | {"blocks.0.attn.q_norm.weight": np.ones(4)},
             ["extra blocks.0.attn.q_norm"],
         ),
-        (state_dict() | {"blocks.0.ls1.gamma": np.ones(16)}, ["layer_scale is None"]),
+        (state_dict() | {"blocks.0.ls1.gamma": np.ones(16)}, ["layer_scale is to be a number"]),
         (state_dict() | {"norm.bias": np.full(16, np.nan)}, ["not finite: norm.bias"]),
         (state_dict() | {"module.norm.bias": np.ones(16)}, ["two parameters of one name"]),
         (state_dict(channels=2), ["2 channels, and mean"]),
@@ -288,13 +290,20 @@ def test_without_torch_a_pickle_names_the_extra(tmp_path, monkeypatch):
     assert not (tmp_path / "trace").exists()
 
 
+def test_a_pytorch_that_runs_code_is_not_used(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ValueError, match=r"2\.9\.1.*CVE-2026-24747.*2\.10 or newer"):
+        read_foreign(damaged(tmp_path, "evil zip"))
+
+
 def test_a_training_checkpoint_with_its_arguments_is_read(tmp_path):
     torch = pytest.importorskip("torch")
-    from argparse import Namespace
-
     arrays = state_dict()
     tensors = {f"module.{name}": torch.tensor(x) for name, x in arrays.items()}
-    torch.save({"model": tensors, "args": Namespace(lr=1.0), "epoch": 3}, tmp_path / "x.pth")
+    torch.save(
+        {"model": tensors, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tmp_path / "x.pth"
+    )
     params = read_foreign(tmp_path / "x.pth").params
     np.testing.assert_array_equal(params["encoder/norm/scale"], arrays["norm.weight"])
 
@@ -302,9 +311,9 @@ def test_a_training_checkpoint_with_its_arguments_is_read(tmp_path):
 def test_half_precision_is_read(tmp_path):
     arrays = state_dict()
     halves = {n: np.asarray(jnp.asarray(x, jnp.bfloat16)) for n, x in arrays.items()}
-    from safetensors.flax import save_file as save_jax
-
-    save_jax({n: jnp.asarray(x) for n, x in halves.items()}, tmp_path / "x.safetensors")
+    safetensors.flax.save_file(
+        {n: jnp.asarray(x) for n, x in halves.items()}, tmp_path / "x.safetensors"
+    )
     read = read_weights(tmp_path / "x.safetensors").arrays
     for name, half in halves.items():
         assert read[name].dtype == np.float32

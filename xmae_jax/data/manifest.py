@@ -79,6 +79,12 @@ def load_manifest(directory: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+def film_format(directory: str | os.PathLike) -> dict[str, Any]:
+    """Return how films became squares in a data set: `size`, and `fit` and `codec` if it tells."""
+    manifest = load_manifest(directory)
+    return {name: manifest[name] for name in ("size", "fit", "codec") if name in manifest}
+
+
 def compare(directory: Path, manifest: dict[str, Any]) -> dict[str, str]:
     """Compare the shards there are with the manifest; return file -> what is wrong with it.
 

@@ -49,8 +49,13 @@ class Subset:
 
     def touches(self, part: Part) -> bool:
         """Tell whether a part of the data is not simply every record once."""
-        trained = self.label_fraction < 1 or self.shots is not None or self.balance is not None
+        trained = self.few or self.balance is not None
         return self.leave_out_source is not None or (part == "train" and trained)
+
+    @property
+    def few(self) -> bool:
+        """Tell whether fewer training patients are asked for than there are."""
+        return self.label_fraction < 1 or self.shots is not None
 
     def rows(self, entries: Sequence[Sequence[Entry]], part: Part) -> Rows:
         """Return the rows of an epoch of each source.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Bool, Float64, UInt, UInt8
 from PIL import Image
 
 cv2.setNumThreads(1)  # the loader's own threads share the cores out
@@ -39,6 +39,7 @@ class Box(NamedTuple):
 
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+FITS = ("pad", "squash")  # how a film becomes a square
 
 
 def random_crop(rng: np.random.Generator, valid: Box, *, scale: tuple[float, float]) -> Box:
@@ -56,6 +57,30 @@ def random_crop(rng: np.random.Generator, valid: Box, *, scale: tuple[float, flo
     y0 = valid.y0 + rng.uniform() * (height - h)
     x0 = valid.x0 + rng.uniform() * (width - w)
     return Box(float(y0), float(x0), float(y0 + h), float(x0 + w))
+
+
+def square_film(
+    pixels: UInt[np.ndarray, "h w"], *, size: int, fit: str
+) -> tuple[UInt[np.ndarray, "s s"], tuple[int, int, int, int]]:
+    """Make a film square: "pad" keeps its shape, centred on black; "squash" fills the square.
+
+    Returns the square and the box (y0, x0, y1, x1, half open) that the film takes in it. Lanczos
+    keeps most detail where a film shrinks, and Pillow widens it then, so that nothing aliases.
+    """
+    height, width = pixels.shape
+    scale = size / max(height, width)
+    rows, columns = size, size
+    if fit == "pad":
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (size - rows) // 2, (size - columns) // 2
+    box = top, left, top + rows, left + columns
+    deep = pixels.dtype == np.uint16  # Pillow resizes 8 bits or floats
+    picture = Image.fromarray(pixels.astype(np.float32) if deep else pixels)
+    resized = np.asarray(picture.resize((columns, rows), Image.Resampling.LANCZOS))
+    square = np.zeros((size, size), pixels.dtype)
+    inside = np.clip(np.rint(resized), 0, 65535) if deep else resized
+    square[box[0] : box[2], box[1] : box[3]] = inside
+    return square, box
 
 
 def resize_film(

@@ -34,8 +34,8 @@ class Classification:
     findings: tuple[str, ...]
     entries: Mapping[str, Sequence[Sequence[Any]]]
     """Split -> the lines of `index.csv` of each source, in the order of its records."""
-    train_positive: Shaped[np.ndarray, " c"]
-    """Films of the training split with each finding."""
+    train_positive: Shaped[np.ndarray, " c"] | None
+    """Films of the training split with each finding; None where that is not known."""
 
     predict = "classify"
 
@@ -72,7 +72,7 @@ class Classification:
         return Film(
             split=split,
             source_index=source,
-            index=index,
+            place=index,
             id=entry.id,
             patient=entry.patient,
             study=entry.study,
@@ -83,7 +83,7 @@ class Classification:
         )
 
 
-def _card(findings: Sequence[str], row: Row) -> Image.Image:
+def _card(findings: tuple[str, ...], row: Row) -> Image.Image:
     """List the findings that are labelled present, then those of the highest scores."""
     probability = expit(row["logits"].astype(np.float64))
     order = np.lexsort((-probability, row["labels"] != 1))[:_SHOWN]
@@ -114,19 +114,58 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
     for name, entry in metrics["findings"].items():
         yield (
             f"  {name:<28} {entry['n_positive']:>6,} {entry['n_negative']:>7,}"
-            f"  {_told(entry, 'auroc'):<20}  {_told(entry, 'average_precision')}"
+            f"  {told(entry, 'auroc'):<20}  {told(entry, 'average_precision')}"
         )
     macro = metrics["macro"]
     yield (
-        f"  {'mean of ' + str(macro['findings']) + ' findings':<28} {'':>6} {'':>7}"
-        f"  {_told(macro, 'auroc'):<20}  {_told(macro, 'average_precision')}"
+        f"  {'mean of ' + str(macro['findings']) + ' findings':<43}"
+        f"  {told(macro, 'auroc'):<20}  {told(macro, 'average_precision')}"
     )
     if macro["left_out"]:
         yield f"  not in the mean, having one side only: {', '.join(macro['left_out'])}"
+    if metrics["frequency_groups"]:
+        yield f"  {metrics['frequency_groups']['rule']}"
+        for name in ("head", "medium", "tail"):
+            group = metrics["frequency_groups"][name]
+            label = f"{name}: {group['findings']} of {group['of']}"
+            yield f"  {label:<43}  {told(group, 'auroc'):<20}  {told(group, 'average_precision')}"
+    for name, group in metrics["subgroups"].items():
+        if gap := group["gaps"].get("mean"):
+            yield (
+                f"  by {name}: AUROC of {gap['highest']} above that of {gap['lowest']} by"
+                f" {told(gap, 'auroc')}, {len(group['common_findings'])} findings"
+            )
 
 
-def _told(entry: dict[str, Any], name: str) -> str:
-    if entry[name] is None:
+def comparison_table(metrics: dict[str, Any]) -> str:
+    """Write the differences of two sets of predictions for a terminal."""
+    lines = [
+        f"against {metrics['file']}: the {metrics['films']:,} films of"
+        f" {metrics['patients']:,} patients ({metrics['split']}) that both have",
+        f"  {'finding':<28} {'AUROC':>5} {'there':>6}  {'difference':<23} DeLong p",
+    ]
+    for name, entry in metrics["findings"].items():
+        p = entry.get("delong_p")
+        lines.append(f"{_pair(name, entry)}  {'' if p is None else f'{p:.3g}'}".rstrip())
+    macro = metrics["macro"]
+    lines.append(_pair(f"mean of {macro['findings']} findings", macro).rstrip())
+    return "\n".join(lines)
+
+
+def _pair(name: str, entry: dict[str, Any]) -> str:
+    if entry["first"]["auroc"] is None:
+        return f"  {name:<28} undefined"
+    values = entry["first"]["auroc"], entry["second"]["auroc"]
+    difference = told(entry["difference"], "auroc", sign="+")
+    return f"  {name:<28} {values[0]:.3f}  {values[1]:.3f}  {difference:<23}"
+
+
+def told(entry: dict[str, Any], name: str, *, sign: str = "") -> str:
+    """Write a score and its interval, or that it is undefined."""
+    value, interval = entry[name], entry[f"{name}_interval"]
+    if value is None:
         return "undefined"
-    low, high = entry[f"{name}_interval"]
-    return f"{entry[name]:.3f} ({low:.3f}-{high:.3f})"
+    if interval is None:
+        return f"{value:{sign}.3f}"
+    low, high = interval
+    return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"

@@ -54,15 +54,19 @@ class LinearHead(nnx.Module):
         blocks = config.layers + (config.pool == "cls_mean")
         self.out = linear_out(blocks * width, findings, rngs=rngs)
 
+    def pooled(self, features: Features) -> Float[Array, "b d"]:
+        """Return what the map reads, float32: of all blocks, the oldest first."""
+        cls, patches = tokens(features, layers=self.config.layers)
+        if self.config.pool == "cls":
+            return cls.astype(jnp.float32)
+        if self.config.pool == "mean":
+            return mean(patches, features.valid)
+        _, patches = tokens(features, layers=1)
+        last = mean(patches, features.valid)
+        return jnp.concatenate([cls.astype(jnp.float32), last], axis=-1)
+
     def __call__(
         self, features: Features, *, keys: Key[Array, " b"] | None = None
     ) -> dict[str, Float[Array, "b c"]]:
         """Return `logits`, float32; there is no dropout, so `keys` are of no use."""
-        cls, patches = tokens(features, layers=self.config.layers)
-        if self.config.pool == "cls":
-            return {"logits": self.out(cls)}
-        if self.config.pool == "mean":
-            return {"logits": self.out(mean(patches, features.valid))}
-        _, patches = tokens(features, layers=1)
-        pooled = mean(patches, features.valid)
-        return {"logits": self.out(jnp.concatenate([cls.astype(jnp.float32), pooled], axis=-1))}
+        return {"logits": self.out(self.pooled(features))}

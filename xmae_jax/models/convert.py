@@ -326,19 +326,17 @@ def fit(
 
 def _other_settings(foreign: Foreign, encoder: EncoderConfig) -> list[str]:
     """List the encoder's settings that are not the file's, where that changes what it computes."""
-    here = dataclasses.asdict(encoder)
+    here, there = dataclasses.asdict(encoder), dict(foreign.encoder)
     wrong = []
-    for name, there in foreign.encoder.items():
-        own = here[name]
-        if name == "layer_scale":
-            if (own is not None) != there:
-                one = "a number such as 1.0" if there else "None"
-                wrong.append(f"config.objective.encoder.layer_scale is {own}, and is to be {one}")
-            continue
-        learned = encoder.positions == "learned"  # a table that can hold the fixed one too
-        if name == "resample":
-            learned = not learned or foreign.encoder["positions"] == "sincos"
-        may_differ = there is None or (learned and name in ("positions", "base_grid", "resample"))
-        if own != there and not may_differ:
-            wrong.append(f"config.objective.encoder.{name} is {own!r} here and {there!r} there")
-    return wrong
+    if (here["layer_scale"] is not None) != there.pop("layer_scale"):
+        which = "a number, such as 1.0" if here["layer_scale"] is None else "None"
+        wrong = [f"config.objective.encoder.layer_scale is to be {which}"]
+    if encoder.positions == "learned":  # of any grid, and a table can hold the fixed one too
+        del there["base_grid"], there["positions"]
+    if "sincos" in (encoder.positions, foreign.encoder["positions"]):
+        del there["resample"]
+    return wrong + [
+        f"config.objective.encoder.{name} is {here[name]!r} here and {value!r} there"
+        for name, value in there.items()
+        if value is not None and here[name] != value
+    ]

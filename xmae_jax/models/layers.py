@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from xmae_jax.attention import SAVED, Backend, attend
+from xmae_jax.attention import SAVED, Backend, attend, read_back
 from xmae_jax.sharding import constrain
 
 Remat = Literal["none", "dots", "full"]  # from the least computed twice to the most
@@ -216,6 +216,32 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs)
     """Make `depth` modules as one, whose every parameter has a leading axis l."""
     split = nnx.split_rngs(splits=depth)
     return split(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
+
+
+def block_of(blocks: nnx.Module, index: int) -> Any:
+    """Take one block out of a stack."""
+    graph, stacked = nnx.split(blocks)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], stacked))
+
+
+def rollout(
+    blocks: nnx.Module, stream: Float[Array, "l b n d"], rows: Float[Array, "b c n"]
+) -> Float[Array, "b c n"]:
+    """Carry weights of the last block's tokens back to the tokens that entered the first.
+
+    The attention rollout of Abnar and Zuidema (arXiv 2005.00928, section 3.2), heads averaged,
+    with half of each block's map for the residual; `stream` has the tokens before each block.
+    Differs from it in that rows are carried back, so that no product of maps is ever held.
+    """
+    graph, stacked = nnx.split(blocks)
+
+    def body(rows, block):
+        params, x = block
+        block = nnx.merge(graph, params)
+        qkv = block.attention.qkv(block.norm1(x))  # b n 3 heads hd
+        return (rows + read_back(rows, qkv[:, :, 0], qkv[:, :, 1])) / 2, None
+
+    return jax.lax.scan(body, rows.astype(jnp.float32), (stacked, stream), reverse=True)[0]
 
 
 def scan(

@@ -147,6 +147,28 @@ class Encoder(nnx.Module):
 
         `layers` has what the `last` blocks gave; `keep` is of stochastic depth, see `layers.scan`.
         """
+        x, keep_ids, grid = self._embed(image, keep_ids)
+        x = scan(self.blocks, x, remat=self.compute.remat, last=last, keep=keep)
+        return self.features(x, keep_ids, grid)
+
+    def stream(self, image: Float[Array, "b h w 1"]) -> Float[Array, "s b t d"]:
+        """Return the tokens (CLS, registers, patches) before each block and after the last."""
+        x, _, _ = self._embed(image, None)
+        rest = scan(self.blocks, x, remat="none", last=self.config.depth)
+        return jnp.concatenate([x[None], rest.reshape(-1, *x.shape)])
+
+    def features(
+        self, x: Float[Array, "s b t d"], keep_ids: Int[Array, "b k"], grid: tuple[int, int]
+    ) -> Features:
+        """Norm what the last blocks gave, and take the tokens apart."""
+        x = self.norm(x)
+        layers = tuple((one[:, 0], one[:, 1 + self.config.registers :]) for one in x)
+        return Features(*layers[-1], ids=keep_ids, grid=grid, layers=layers)
+
+    def _embed(
+        self, image: Float[Array, "b h w 1"], keep_ids: Int[Array, "b k"] | None
+    ) -> tuple[Float[Array, "b t d"], Int[Array, "b k"], tuple[int, int]]:
+        """Return the tokens that enter the blocks, which patches they are, and of which grid."""
         c, dtype = self.config, self.compute.dtype
         b, h, w, _ = image.shape
         grid = (h // c.patch_size, w // c.patch_size)
@@ -157,8 +179,4 @@ class Encoder(nnx.Module):
         x = self.patch_embed(visible.astype(dtype)) + self._table(grid)[keep_ids].astype(dtype)
         tokens = [self.cls[...], self.registers[...]] if c.registers else [self.cls[...]]
         tokens = [jnp.broadcast_to(t.astype(dtype), (b, *t.shape[1:])) for t in tokens]
-        x = jnp.concatenate([*tokens, x], axis=1)  # b 1+r+k d
-        x = scan(self.blocks, x, remat=self.compute.remat, last=last, keep=keep)
-        x = self.norm(x)  # s b 1+r+k d
-        layers = tuple((one[:, 0], one[:, 1 + c.registers :]) for one in x)
-        return Features(*layers[-1], ids=keep_ids, grid=grid, layers=layers)
+        return jnp.concatenate([*tokens, x], axis=1), keep_ids, grid  # b 1+r+k d

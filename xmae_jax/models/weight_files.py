@@ -17,6 +17,8 @@ import safetensors
 SAFE, PICKLED = (".safetensors",), (".pth", ".pt", ".bin")
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_TORCH = (2, 10)
+"""The first version whose weights-only reader is safe, as far as is known."""
 _WRAPPERS = ("model", "state_dict", "teacher")
 """Under one of these names training scripts keep the weights beside the optimizer."""
 
@@ -103,6 +105,11 @@ def _read_pickled(file: Path) -> dict[str, np.ndarray]:
             f"{file} is PyTorch's own format, which PyTorch reads: pip install 'xmae_jax[convert]',"
             " or save the weights as .safetensors"
         ) from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _TORCH:
+        raise ValueError(
+            f"{file}: PyTorch {torch.__version__} could be made to run code in it"
+            f" (CVE-2026-24747); {'.'.join(map(str, _TORCH))} or newer reads it"
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             tree = torch.load(file, map_location="cpu", weights_only=True)

@@ -99,7 +99,8 @@ class Supervised(ModuleObjective):
         """Patches along height and width."""
         return grid_of(self.image_size, self.encoder.patch_size)
 
-    def _stats(self) -> ClassStats:
+    def stats(self) -> ClassStats:
+        """Return the counts of the training split, as arrays."""
         positive, known = self.class_stats or ((1.0,) * len(self.findings),) * 2
         return ClassStats(jnp.asarray(positive), jnp.asarray(known))
 
@@ -139,7 +140,7 @@ class Supervised(ModuleObjective):
             logits=logits,
             labels=batch["labels"],
             known=known,
-            class_stats=self._stats(),
+            class_stats=self.stats(),
         )
         right = ((logits > 0) == (batch["labels"] > 0.5)).astype(jnp.float32)
         return LossOut(

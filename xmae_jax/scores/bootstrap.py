@@ -59,3 +59,16 @@ def mean_of_defined(values: Float64[np.ndarray, "k r"]) -> Float64[np.ndarray, "
     count = there.sum(axis=0)
     total = np.where(there, values, 0.0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def resample_sums(
+    values: Float64[np.ndarray, "n k"],
+    patients: Int64[np.ndarray, " n"],
+    *,
+    people: int,
+    replicates: int = REPLICATES,
+) -> Float64[np.ndarray, "r k"]:
+    """Sum k values over the films of each replicate that draws from so many people."""
+    each = np.zeros((people, values.shape[1]))
+    np.add.at(each, patients, values)
+    return np.concatenate([counts @ each for counts in draws(people, replicates=replicates)])

@@ -23,12 +23,15 @@ class PredictionsError(ValueError):
     """Predictions that cannot be scored; main exits 65."""
 
 
+COLUMNS = tuple("split source_index index id patient study view source sex age".split())
+
+
 class Film(NamedTuple):
-    """What a line says of its film, besides scores and labels."""
+    """What a line says of its film, besides scores and labels; in the order of the columns."""
 
     split: str
     source_index: int
-    index: int
+    place: int
     id: str
     patient: str
     study: str
@@ -86,7 +89,7 @@ def to_csv(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     named = [f"{kind}:{name}" for name in findings for kind in ("logit", "label")]
-    writer.writerow([*Film._fields, *named])
+    writer.writerow([*COLUMNS, *named])
     for film, logits, labels in rows:
         cells = []
         for logit, label in zip(logits, labels, strict=True):
@@ -105,7 +108,7 @@ def from_csv(text: str, *, name: str) -> Predictions:
     header = next(lines, [])
     findings = tuple(c.removeprefix("logit:") for c in header if c.startswith("logit:"))
     named = [f"{kind}:{finding}" for finding in findings for kind in ("logit", "label")]
-    if not findings or header != [*Film._fields, *named]:
+    if not findings or header != [*COLUMNS, *named]:
         raise PredictionsError(f"{name}: its columns are not those of predictions.csv")
     films, logits, labels = [], [], []
     seen: dict[tuple[str, int, int], int] = {}
@@ -114,12 +117,12 @@ def from_csv(text: str, *, name: str) -> Predictions:
         if len(line) != len(header):
             raise PredictionsError(f"{where}: {len(line)} values in {len(header)} columns")
         film = _film(line, where)
-        first = seen.setdefault((film.split, film.source_index, film.index), number)
+        first = seen.setdefault((film.split, film.source_index, film.place), number)
         if first != number:
             raise PredictionsError(f"{where}: the film of line {first} again")
         films.append(film)
-        logits.append(_logits(line[len(Film._fields) :: 2], findings, where))
-        labels.append(_label_row(line[len(Film._fields) + 1 :: 2], findings, where))
+        logits.append(_logits(line[len(COLUMNS) :: 2], findings, where))
+        labels.append(_label_row(line[len(COLUMNS) + 1 :: 2], findings, where))
     shape = (len(films), len(findings))
     return Predictions(
         findings,
@@ -130,13 +133,13 @@ def from_csv(text: str, *, name: str) -> Predictions:
 
 
 def _film(line: Sequence[str], where: str) -> Film:
-    film = Film._make(line[: len(Film._fields)])
+    film = Film._make(line[: len(COLUMNS)])
     try:
         age = float(film.age) if film.age else np.nan
-        places = int(film.source_index), int(film.index)
+        places = int(film.source_index), int(film.place)
     except ValueError:
         raise PredictionsError(f"{where}: source_index, index or age is no number") from None
-    return film._replace(source_index=places[0], index=places[1], age=age)
+    return film._replace(source_index=places[0], place=places[1], age=age)
 
 
 def _logits(cells: Sequence[str], findings: Sequence[str], where: str) -> list[float]:

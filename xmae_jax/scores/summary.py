@@ -1,85 +1,187 @@
-"""All scores of one split, as the nested dict of `metrics.json`."""
+"""All scores of one split, as the nested dict of `metrics.json`; docs/scores.md says what each is.
+
+Thresholds and temperatures come from the films of the split "val", all else from the scored one.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
+from scipy.special import expit
 
-from xmae_jax.scores import bootstrap
+from xmae_jax.scores import bootstrap, calibration, decisions, delong, groups
 from xmae_jax.scores.predictions import Predictions
-from xmae_jax.scores.ranking import point, rank
+from xmae_jax.scores.rankings import Rankings
 
-NAMES = ("auroc", "average_precision")
+CHOSEN_ON = "val"
+Entry = dict[str, Any]
+
+
+class _Column(NamedTuple):
+    """Logits and labels of the films of which a finding is known."""
+
+    logits: Float64[np.ndarray, " n"]
+    labels: Bool[np.ndarray, " n"]
 
 
 def summarise(
     predictions: Predictions, split: str, *, train_positive: Shaped[np.ndarray, " c"] | None = None
-) -> dict[str, Any]:
-    """Score the films of `split`."""
-    scored = predictions.of_split(split)
-    patients, known = scored.patients(), scored.known
-    ranked = [
-        rank(
-            scored.logits[known[:, c], c],
-            scored.labels[known[:, c], c] == 1,
-            patients[known[:, c]],
+) -> Entry:
+    """Score the films of `split`; without `train_positive` findings are not put into groups."""
+    scored, chosen_on = predictions.of_split(split), predictions.of_split(CHOSEN_ON)
+    patients, studies = scored.patients(), groups.by_study(scored)
+    people = int(patients.max(initial=-1)) + 1
+    ranks = Rankings(scored.findings, patients=people)
+    ranks.add("all", scored, patients=patients)
+    if several := len(studies.films) < len(scored.films):
+        ranks.add("studies", studies, patients=studies.patients())
+    ranks.draw()
+    parts = {name: groups.members(scored, name) for name in groups.ATTRIBUTES}
+    for attribute, members in parts.items():
+        for name, rows in members.items():
+            ranks.add(f"{attribute} {name}", scored, patients=patients, rows=rows)
+    ranks.draw(enough=groups.ENOUGH)
+
+    findings = ranks.entries("all")
+    for c, entry in enumerate(findings.values()):
+        entry["n_uncertain"] = int((scored.labels[:, c] == -1).sum())
+        entry["n_unknown"] = int(np.isnan(scored.labels[:, c]).sum())
+        column, given = _column(scored, c), _column(chosen_on, c)
+        entry["delong"] = _delong(column, entry["auroc"])
+        entry["threshold"] = _threshold(
+            column, patients[scored.known[:, c]], people=people, given=given
         )
-        for c in range(len(scored.findings))
-    ]
-    people = len(np.unique(patients))
-    drawn = bootstrap.replicate(ranked, patients=people)
-    findings = {}
-    for c, name in enumerate(scored.findings):
-        column = scored.labels[:, c]
-        findings[name] = {
-            "n_positive": int((column == 1).sum()),
-            "n_negative": int((column == 0).sum()),
-            "n_uncertain": int((column == -1).sum()),
-            "n_unknown": int(np.isnan(column).sum()),
-            **_with_intervals(point(ranked[c]), drawn[c]),
-        }
-    macro = _macro(findings, drawn)
+        entry["calibration"] = _calibration(column, given=given)
+        if train_positive is not None:
+            entry["train_positive"] = int(train_positive[c])
+            entry["frequency"] = groups.frequency(float(train_positive[c]))
+    macro = ranks.mean("all") | _mean_of_rest(findings)
     return {
         "split": split,
         "films": len(scored.films),
         "patients": people,
-        "studies": len(np.unique(scored.studies())),
+        "studies": len(studies.films),
+        "films_without_patient": sum(not film.patient for film in scored.films),
         "macro_auroc": macro["auroc"],
         "macro_average_precision": macro["average_precision"],
         "macro": macro,
         "findings": findings,
-        "bootstrap": {"unit": "patient", "replicates": drawn.shape[2], "seed": bootstrap.SEED},
+        "by_study": ranks.mean("studies") | {"each": ranks.entries("studies")} if several else None,
+        "frequency_groups": None if train_positive is None else _frequencies(ranks, findings),
+        "subgroups": {name: _subgroups(ranks, name, parts[name]) for name in parts},
+        "chosen_on": {"split": CHOSEN_ON, "films": len(chosen_on.films)},
+        "bootstrap": {"replicates": bootstrap.REPLICATES, "seed": bootstrap.SEED},
     }
 
 
-def _with_intervals(
-    points: tuple[float | None, float | None], drawn: Float64[np.ndarray, "2 r"]
-) -> dict[str, Any]:
-    """Join each score with its interval and the number of replicates that lack it."""
-    out: dict[str, Any] = {}
-    for name, value, values in zip(NAMES, points, drawn, strict=True):
-        out[name] = value
-        out[f"{name}_interval"] = None if value is None else bootstrap.interval(values)
-    out["one_sided_replicates"] = int(np.isnan(drawn[0]).sum())
+def _column(predictions: Predictions, c: int) -> _Column:
+    known = predictions.known[:, c]
+    return _Column(predictions.logits[known, c], predictions.labels[known, c] == 1)
+
+
+def _delong(column: _Column, auroc: float | None) -> Entry | None:
+    """Return the standard error and interval that take films as independent."""
+    logits, labels = column
+    if auroc is None or min(labels.sum(), (~labels).sum()) < 2:
+        return None
+    _, ((variance,),) = delong.covariance(logits[None], labels)
+    error = float(np.sqrt(variance))
+    return {"standard_error": error, "interval": delong.interval(auroc, float(variance))}
+
+
+def _threshold(
+    column: _Column, patients: Int64[np.ndarray, " n"], *, people: int, given: _Column
+) -> Entry | None:
+    """Choose a threshold on the given films, and decide by it; None where none can be chosen."""
+    threshold = decisions.best_threshold(*given)
+    if threshold is None or not len(column[0]):
+        return None
+    out: Entry = {"logit": threshold, "probability": float(expit(threshold))}
+    marks = decisions.outcomes(*column, threshold=threshold)
+    drawn = decisions.rates(bootstrap.resample_sums(marks, patients, people=people))
+    for name, value in decisions.rates(marks.sum(axis=0)).items():
+        out[name] = None if np.isnan(value) else float(value)
+        out[f"{name}_interval"] = None if np.isnan(value) else bootstrap.interval(drawn[name])
     return out
 
 
-def _macro(findings: dict[str, Any], drawn: Float64[np.ndarray, "c 2 r"]) -> dict[str, Any]:
-    """Average over the findings that have both sides.
+def _calibration(column: _Column, *, given: _Column) -> Entry | None:
+    """Measure probabilities as they are, and by the temperature of the given films."""
+    logits, labels = column
+    if not len(logits):
+        return None
+    warmth = calibration.temperature(*given)
+    scaled = None if warmth is None else calibration.quality(logits / warmth, labels)
+    return {**calibration.quality(logits, labels), "temperature": warmth, "scaled": scaled}
 
-    A replicate averages over those that have both sides in it; it is told in how many replicates
-    these are fewer.
-    """
-    defined = [c for c, entry in enumerate(findings.values()) if entry["auroc"] is not None]
-    out: dict[str, Any] = {"findings": len(defined), "of": len(findings)}
-    out["left_out"] = [name for name, entry in findings.items() if entry["auroc"] is None]
-    for i, name in enumerate(NAMES):
-        values = [entry[name] for entry in findings.values() if entry[name] is not None]
-        out[name] = float(np.mean(values)) if values else None
-        out[f"{name}_interval"] = (
-            bootstrap.interval(bootstrap.mean_of_defined(drawn[defined, i])) if values else None
-        )
-    out["replicates_with_fewer"] = int(np.isnan(drawn[defined, 0]).any(axis=0).sum())
+
+def _mean_of_rest(findings: Mapping[str, Entry]) -> Entry:
+    """Average what comes of thresholds and probabilities, each over the findings that have it."""
+    calibrated = [entry["calibration"] for entry in findings.values()]
+    kinds = {
+        "threshold": [entry["threshold"] for entry in findings.values()],
+        "calibration": calibrated,
+        "scaled": [one and one["scaled"] for one in calibrated],
+    }
+    out: Entry = {}
+    for kind, each in kinds.items():
+        out[kind] = {}
+        for name in decisions.RATES if kind == "threshold" else calibration.NAMES:
+            values = [one[name] for one in each if one and one[name] is not None]
+            out[kind][name] = float(np.mean(values)) if values else None
+            out[kind][f"{name}_findings"] = len(values)
     return out
+
+
+def _frequencies(ranks: Rankings, findings: Mapping[str, Entry]) -> Entry:
+    """Average over the findings that training has often, sometimes and seldom."""
+    out: Entry = {"rule": groups.FREQUENCY_RULE}
+    for name in ("head", "medium", "tail"):
+        among = [c for c, e in enumerate(findings.values()) if e["frequency"] == name]
+        out[name] = ranks.mean("all", among) | {"names": [ranks.findings[c] for c in among]}
+    return out
+
+
+def _subgroups(
+    ranks: Rankings, attribute: str, members: Mapping[str, Bool[np.ndarray, " n"]]
+) -> Entry:
+    """Score each group, and compare those that have enough films of a finding."""
+    part = {name: f"{attribute} {name}" for name in members}
+    known = [name for name in members if name != groups.UNKNOWN]
+    columns = range(len(ranks.findings))
+    large = {
+        c: [n for n in known if min(ranks.sides(part[n], c)) >= groups.ENOUGH] for c in columns
+    }
+    compared = [n for n in known if any(n in names for names in large.values())]
+    common = [c for c in columns if len(compared) > 1 and large[c] == compared]
+    gaps = {
+        ranks.findings[c]: _gap(ranks, attribute, names, [c])
+        for c, names in large.items()
+        if len(names) > 1
+    }
+    if common:
+        gaps["mean"] = _gap(ranks, attribute, compared, common)
+    return {
+        "groups": {
+            name: {
+                "films": int(rows.sum()),
+                "mean": ranks.mean(part[name], common) if name in compared else None,
+                "findings": ranks.entries(part[name]),
+            }
+            for name, rows in members.items()
+        },
+        "common_findings": [ranks.findings[c] for c in common],
+        "gaps": gaps,
+    }
+
+
+def _gap(ranks: Rankings, attribute: str, names: list[str], among: list[int]) -> Entry:
+    """Subtract the lowest AUROC of some groups from the highest."""
+    values = {name: ranks.mean(f"{attribute} {name}", among)["auroc"] for name in names}
+    high, low = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
+    gap = ranks.difference(f"{attribute} {high}", f"{attribute} {low}", among)
+    return {"highest": high, "lowest": low, "auroc": gap["auroc"],
+            "auroc_interval": gap["auroc_interval"]}  # fmt: skip

@@ -19,14 +19,13 @@ from tqdm import tqdm
 from xmae_jax import config as config_lib
 from xmae_jax import infer, rng, sharding, train, writers
 from xmae_jax.config import Config, ConfigError, KnnConfig
-from xmae_jax.data.batch import LoadStep
+from xmae_jax.data.batch import EveryRow
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.knn import scores
 from xmae_jax.program import lay_out
 from xmae_jax.scores.ranking import point, rank
-from xmae_jax.tasks.film import view_of
 from xmae_jax.tasks.split import Split, open_split
-from xmae_jax.tasks.train import NO_DATA, _leaks, _mesh, _objective
+from xmae_jax.tasks.train import NO_DATA, every_row, leaks_of, mesh_of, open_objective
 from xmae_jax.typing import TrainState
 
 Scored = dict[str, Float[np.ndarray, "n c"]]
@@ -47,12 +46,12 @@ def run(config: Config, workdir: Path) -> None:
     assert config.knn is not None
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    objective, training = _objective(config)
+    objective, training = open_objective(config)
     findings = training.subset.findings
     if not findings:
         raise ConfigError("config.knn: the objective has no findings")
     splits = {"train": training, **_held_out(config, findings)}
-    leaks = _leaks(config)
+    leaks = leaks_of(config)
     films = _features(config, objective, splits)
     known = films.pop("train")
     tried = _tried(config.knn, films, known)
@@ -115,7 +114,7 @@ def _features(config: Config, objective: Any, splits: dict[str, Split]) -> dict[
         pooled = found.cls if kind == "cls" else mean
         return {"features": pooled.astype("float32"), "image": batch["image"][:, :0]}
 
-    mesh = _mesh(config)
+    mesh = mesh_of(config)
     with jax.set_mesh(mesh):
         program = lay_out(config, objective, mesh)
         make = jax.jit(program.init, out_shardings=program.shardings)
@@ -123,7 +122,8 @@ def _features(config: Config, objective: Any, splits: dict[str, Split]) -> dict[
         if config.init_from is None:
             print("note: config.init_from is None: the encoder is random")
         else:
-            state = train._initialise(state, config, objective, program.shardings)
+            state, lines = train.initialise(state, config, objective, program.shardings)
+            print("\n".join(lines))
         predict = infer.compile_predict(features, mesh, rng.key(config.seed, "eval"))
         return {
             name: _run_over(config, objective, split, predict, state, mesh, name)
@@ -140,16 +140,10 @@ def _run_over(
     mesh: jax.sharding.Mesh,
     name: str,
 ) -> _Films:
-    rows = config.rows_at_once + -config.rows_at_once % sharding.row_shards(mesh)
-    ids = split.every(batch_size=rows, limit=config.eval_rows)
-    load = LoadStep(
-        ids,
-        split.records,
-        view_of(config, objective, train=False),
-        config.seed,
-        sharding.host_rows(mesh, rows),
-        skip=config.data.bad_records == "skip",
-    )
+    load = every_row(config, objective, split=split, mesh=mesh, limit=config.eval_rows)
+    ids = load.ids
+    assert isinstance(ids, EveryRow)
+    load = dataclasses.replace(load, rows=sharding.host_rows(mesh, ids.batch_size))
     films = infer.rows(
         predict, state, load, steps=ids.steps, mesh=mesh, threads=config.data.threads
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from xmae_jax.data.findings import FINDINGS, place_of
 from xmae_jax.digest import flatten, nested
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import merge, split
+from xmae_jax.program import lay_out
 from xmae_jax.rundir import read_run
+from xmae_jax.typing import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,38 @@ def load_run(workdir: Path) -> LoadedRun:
         )
         raise ConfigError(f"{steps[0]} does not fit {saved}: {', '.join(wrong[:5])}")
     return LoadedRun(workdir, config, objective, params, frozen, extra, int(steps[0].name))
+
+
+def placed(loaded: LoadedRun, config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+    """Lay a run's parameters out on a mesh; there is no optimizer."""
+    with jax.set_mesh(mesh):
+        where = lay_out(config, loaded.objective, mesh).shardings
+        return TrainState(
+            step=loaded.step,
+            params=jax.device_put(loaded.params, where.params),
+            frozen=jax.device_put(loaded.frozen, where.frozen),
+            opt_state={},
+            extra=jax.device_put(loaded.extra, where.extra),
+            guard={},
+        )
+
+
+_FREE = {
+    "evaluate": ("data", "mesh", "batch_size", "micro_batch_size"),
+    "predict": ("predict", "mesh", "batch_size", "micro_batch_size"),
+}
+"""Parts of a run's config that a task may be given another of."""
+
+
+def refuse_other_changes(config: Config, loaded: LoadedRun, *, task: str) -> None:
+    """Raise ConfigError where more of a run's config is changed than a task may."""
+    texts = [config_lib.to_json(c) for c in (loaded.config, config)]
+    free = re.compile(rf"config\.({'|'.join(_FREE[task])})[.:]")
+    changes = [c for c in config_lib.differences(*texts) if not free.match(c)]
+    if changes:
+        raise ConfigError(f"--task={task} takes a run as it was trained; only config."
+                          + ", config.".join(_FREE[task]) + " may change:\n  "
+                          + "\n  ".join(changes))  # fmt: skip
 
 
 def named(objective: Any) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ import numpy as np
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, init_from, lock, sharding, train
 from xmae_jax.checkpoint import step_directories
-from xmae_jax.config import Config, ConfigError, PlanConfig
+from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import LoadStep
-from xmae_jax.data.index import read_entries, read_index
+from xmae_jax.data.index import Index, read_entries, read_index
+from xmae_jax.data.manifest import film_format
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.reconstruction import Reconstruction
@@ -29,6 +32,7 @@ from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
+from xmae_jax.tasks import probe
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import Split, open_split
@@ -73,8 +77,15 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    config = dataclasses.replace(config, plan=PlanConfig(None, False, None))  # no part of a run
-    objective, training = _objective(config)
+    config = dataclasses.replace(
+        config,  # without what other tasks are asked: no part of a run
+        plan=PlanConfig(None, False, None),
+        predict=PredictConfig(None, None, 3),
+        export=ExportConfig("safetensors", False, None),
+    )
+    if config.probe is not None:
+        config = probe.with_encoder(config)
+    objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
     if hosts.is_first():
@@ -105,8 +116,10 @@ def _run(
     name, findings = config.data.eval_split, training.subset.findings
     held_out = open_split(config, name, findings=findings) if name else None
     listed = [
-        {"records": size, "digest": digest}
-        for size, digest in zip(training.sizes, training.digests, strict=True)
+        {"records": size, "digest": digest, "film": film_format(path)}
+        for path, size, digest in zip(
+            config.data.paths, training.sizes, training.digests, strict=True
+        )
     ]
     if hosts.from_first(lambda: listed) != listed:
         raise ConfigError(f"config.data.path: process {hosts.own()} has other data than process 0")
@@ -127,18 +140,25 @@ def _run(
 
     record = run_of(workdir, hosts.from_first(known))
     plan = _plan(config, training, record.offsets)
-    leaked = hosts.from_first(lambda: _leaks(config))
-    mesh = _mesh(config)
+    leaked = hosts.from_first(lambda: leaks_of(config))
+    mesh = mesh_of(config)
 
-    skip = config.data.bad_records == "skip"
+    if config.probe is not None:
+        assert name is not None and held_out is not None  # config.py sees to it
+        leaked |= hosts.from_first(lambda: leaks_of(config, name))  # it chooses on it
+        probe.run(
+            config,
+            objective,
+            training=training,
+            held_out=held_out,
+            mesh=mesh,
+            run=record,
+            permit=permit,
+            leaks=leaked,
+        )
+        return
 
-    def every(split: Split) -> LoadStep:
-        rows = min(config.rows_at_once, config.eval_rows)
-        rows += -rows % sharding.row_shards(mesh)
-        ids = split.every(batch_size=rows, limit=config.eval_rows)
-        view = view_of(config, objective, train=False)
-        return LoadStep(ids, split.records, view, config.seed, slice(None), skip=skip)
-
+    every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows)
     feed = train.Feed(
         plan=plan,
         train=LoadStep(
@@ -147,9 +167,11 @@ def _run(
             view_of(config, objective, train=True),
             config.seed,
             slice(None),
-            skip=skip,
+            skip=config.data.bad_records == "skip",
         ),
-        evaluation={"train": every(training), "val": every(held_out)} if held_out else {},
+        evaluation=(
+            {"train": every(split=training), "val": every(split=held_out)} if held_out else {}
+        ),
         leaks=leaked,
     )
     evaluators = {
@@ -173,7 +195,19 @@ def _run(
     )
 
 
-def _objective(config: Config) -> tuple[Any, Split]:
+def every_row(
+    config: Config, objective: Any, *, split: Split, mesh: jax.sharding.Mesh, limit: int
+) -> LoadStep:
+    """Read every film that is used once, in order, or `limit` of them spread evenly."""
+    rows = min(config.rows_at_once, limit)
+    rows += -rows % sharding.row_shards(mesh)
+    ids = split.every(batch_size=rows, limit=limit)
+    view = view_of(config, objective, train=False)
+    skip = config.data.bad_records == "skip"
+    return LoadStep(ids, split.records, view, config.seed, slice(None), skip=skip)
+
+
+def open_objective(config: Config) -> tuple[Any, Split]:
     """Build the objective, poisoned if so wished, and open what it is trained on."""
     objective = named(config_lib.objective_of(config, OBJECTIVES))
     findings = getattr(objective, "findings", ())
@@ -181,7 +215,12 @@ def _objective(config: Config) -> tuple[Any, Split]:
     if hosts.is_first() and (text := training.describe()):
         print(text)
     if findings:
-        objective = dataclasses.replace(objective, class_stats=_class_stats(training))
+        stats = class_stats(training)
+        objective = dataclasses.replace(objective, class_stats=stats)
+        for name, present, of in zip(findings, *stats, strict=True):
+            if hosts.is_first() and not 0 < present < of:
+                print(f"note: {name} is present in {present:.0f} of the {of:.0f} training films"
+                      " that know it")  # fmt: skip
     if config.debug.poison_step is None:
         return objective, training
     try:
@@ -190,13 +229,10 @@ def _objective(config: Config) -> tuple[Any, Split]:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
 
-def _class_stats(training: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def class_stats(training: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Count the training films with each finding, and those of which it is known."""
     labels = training.subset.labels(training.films)
     known, positive = np.isin(labels, (0.0, 1.0)).sum(axis=0), (labels == 1.0).sum(axis=0)
-    for name, present, of in zip(training.subset.findings, positive, known, strict=True):
-        if hosts.is_first() and not 0 < present < of:
-            print(f"note: {name} is present in {present} of the {of} training films that know it")
     return tuple(float(n) for n in positive), tuple(float(n) for n in known)
 
 
@@ -215,7 +251,7 @@ def _check_place(config: Config, workdir: Path) -> None:
         raise ConfigError(f"--workdir={workdir}: not empty, and no run directory")
 
 
-def _mesh(config: Config) -> jax.sharding.Mesh:
+def mesh_of(config: Config) -> jax.sharding.Mesh:
     """Lay out the mesh, see that rows split over it and each process has a part, and connect."""
     if jax.process_count() > 1 and not hosts.several():
         raise ConfigError(f"one of {jax.process_count()} processes: start it with --distributed")
@@ -232,19 +268,30 @@ def _mesh(config: Config) -> jax.sharding.Mesh:
     return mesh
 
 
-def _leaks(config: Config) -> dict[str, int]:
-    """Count what stands in training and in any other split; Leaked unless that is allowed."""
+def leaks_of(config: Config, split: str | None = None) -> dict[str, int]:
+    """Count what stands in a split and in any other; Leaked unless that is allowed.
+
+    split: that of training if None.
+    """
+    split = split or config.data.split
     indices = [read_index(path) for path in config.data.paths]
-    train = [index[config.data.split] for index in indices]
-    held_out = [of for index in indices for name, of in index.items() if name != config.data.split]
-    problems = [told] if (told := leaks.other_keys(train + held_out)) else []
+    seen = [index[split] for index in indices]
+    others = [of for index in indices for name, of in index.items() if name != split]
+    return refuse_leaks(seen, others, allow=config.data.leaks == "allow")
+
+
+def refuse_leaks(
+    train: Sequence[Index], held_out: Sequence[Index], *, allow: bool
+) -> dict[str, int]:
+    """Count what stands on both sides, by kind; Leaked unless that is allowed."""
+    problems = [told] if (told := leaks.other_keys([*train, *held_out])) else []
     counts = {"other_keys": 1} if problems else {}
     found = leaks.find_leaks(train, held_out)
     if found:
         problems.append(leaks.describe(found))
         counts |= Counter(leak.kind for leak in found)
-    if problems and config.data.leaks == "refuse":
-        way = "build one with --exclude of the other" if len(indices) > 1 else "--duplicates=drop"
+    if problems and not allow:
+        way = "build one with --exclude of the other" if len(train) > 1 else "--duplicates=drop"
         problems.append(f"{way}, or --config.data.leaks=allow (docs/data.md)")
         raise leaks.Leaked("\n".join(problems))
     if problems:

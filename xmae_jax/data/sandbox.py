@@ -32,7 +32,9 @@ T = TypeVar("T")
 
 # A fork of a process that has done nothing but the imports: quick, and free of our threads.
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["data_prep.films"])
+preload = _CONTEXT.set_forkserver_preload
+"""Name the modules that children need, before the first one starts: an import counts as reading."""
+preload(["xmae_jax.data.film"])
 
 
 class _Lost(Exception):
@@ -217,8 +219,7 @@ def _answer(function: Callable[..., Any], arguments: tuple) -> tuple[str, Any]:
         # said: that may quote the file.
         where = "".join(traceback.format_tb(error.__traceback__))
         name = type(error).__name__
-        print(f"data_prep: {name} while a film was read, which is left out:\n{where}",
-              file=sys.stderr)  # fmt: skip
+        print(f"{name} while a film was read, which is left out:\n{where}", file=sys.stderr)
         return "film", f"error of this program ({name})"
 
 

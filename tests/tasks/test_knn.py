@@ -1,0 +1,73 @@
+"""Nearest neighbours end to end: every film once, scores from the file alone."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.test_configs import resolved
+from xmae_jax.config import ConfigError
+from xmae_jax.data.index import read_entries
+from xmae_jax.evaluators.knn import scores
+from xmae_jax.scores.predictions import from_csv
+from xmae_jax.scores.summary import summarise
+from xmae_jax.tasks import knn
+
+
+def made(shards, *, data=(), **fields):
+    config = resolved("evaluate_knn", "smoke")
+    data = dataclasses.replace(config.data, **{"path": str(shards), **dict(data)})
+    asked = dataclasses.replace(config.knn, **fields)
+    return dataclasses.replace(config, data=data, knn=asked, image_size=32, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def scored(shards, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("knn")
+    knn.run(made(shards, k=(3, 5, 1000)), workdir)
+    return workdir
+
+
+def test_every_film_is_scored_once_and_the_file_says_it_all(scored, shards):
+    folder = scored / "eval" / "knn"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    predictions = from_csv((folder / "predictions.csv").read_text(), name="predictions.csv")
+    entries = read_entries(shards)
+    want = [e.id for split in ("val", "test") for e in entries if e.split == split]
+    assert [film.id for film in predictions.films] == want
+    again = summarise(predictions, "test")
+    for name in ("macro_auroc", "macro_average_precision"):
+        assert metrics[name] == again[name]
+    about = metrics["knn"]
+    train = sum(e.split == "train" for e in entries)
+    assert about["references"] == train and [*about["by_k"]] == ["3", "5", str(train)]
+    best = about["by_k"][str(about["k"])]
+    assert best["auroc"]["test"] == metrics["macro_auroc"]
+    assert best["auroc"]["val"] == max(of["auroc"]["val"] for of in about["by_k"].values())
+
+
+def test_fewer_patients_vote(shards, tmp_path, capsys):
+    knn.run(made(shards, k=(10,), data={"label_fraction": 0.2}, features="mean"), tmp_path)
+    out = capsys.readouterr().out
+    about = json.loads((tmp_path / "eval/knn/metrics.json").read_text())["knn"]
+    assert f"training on {about['references']} of " in out and "so no k is larger" in out
+    assert about["k"] == about["references"] < 10
+
+
+def test_what_cannot_be(shards, tmp_path):
+    with pytest.raises(ConfigError, match="config.data.eval_split is None, and k is chosen on it"):
+        knn.run(made(shards, data={"eval_split": None}), tmp_path)
+    config = made(shards, data={"path": None})
+    with pytest.raises(ConfigError, match="config.data.path is not set"):
+        knn.run(config, tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_film_beside_itself_is_found():
+    """The nearest of a film among others and itself is itself: features and labels stand in line."""
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(50, 8)).astype(np.float32)
+    labels = draw.integers(0, 2, size=(50, 3)).astype(np.float32)
+    ((_, logits, _),) = scores(features[::-1], features, labels, ks=(1,))
+    np.testing.assert_array_equal(logits > 0, labels[::-1] == 1)

@@ -1,0 +1,61 @@
+"""What a run uses of its splits, by its config."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.test_configs import resolved
+from xmae_jax.config import ConfigError
+from xmae_jax.data.plan import Plan
+from xmae_jax.tasks.split import open_split
+
+FINDINGS = ("Nodule", "Pneumothorax")
+
+
+def opened(shards, split="train", *, seed=0, findings=FINDINGS, **changes):
+    config = resolved("finetune_full", "smoke")
+    data = dataclasses.replace(config.data, path=str(shards), **changes)
+    return open_split(dataclasses.replace(config, data=data, seed=seed), split, findings=findings)
+
+
+def test_everything_is_what_it_was(shards):
+    split = opened(shards)
+    assert split.chosen is None and split.describe() == ""
+    assert split.sizes == (len(split.records[0]),) and split.digests == (split.records[0].digest,)
+    assert split.films == split.entries[0]
+    assert [e.id for e in split.films] == [r["id"] for r in split.records[0]]
+
+
+def test_subsets_have_digests_of_their_own(shards):
+    whole = opened(shards)
+    digests = {whole.digests}
+    for changes in (dict(label_fraction=0.5), dict(label_fraction=0.1), dict(shots=1),
+                    dict(balance=0.9), dict(seed=1, label_fraction=0.5)):  # fmt: skip
+        split = opened(shards, **changes)
+        assert split.digests == opened(shards, **changes).digests
+        digests.add(split.digests)
+        text = split.describe()
+        assert text.startswith(f"training on {len(split.films)} of {len(whole.films)} films")
+        plan = Plan(0, split.sizes, (4,), split.digests, (), split.chosen)
+        used = {whole.films[i].id for step in range(50) for i in plan.ids(step)[:, 1]}
+        assert used == {e.id for e in split.films}
+        every = split.every(batch_size=3, limit=1000)
+        seen = np.concatenate([every(step) for step in range(every.steps)])
+        assert sorted(seen[seen[:, 0] == 0, 1]) == sorted({*split.chosen[0].tolist()})
+        held_out = {k: v for k, v in changes.items() if k != "seed"}
+        assert opened(shards, "val", **held_out).chosen is None
+    assert len(digests) == 6
+
+
+def test_what_cannot_be(shards):
+    for option in (dict(shots=2), dict(balance=0.1)):
+        with pytest.raises(ConfigError, match=f"config.data.{[*option][0]}: the objective has no"):
+            opened(shards, findings=(), **option)
+    with pytest.raises(ConfigError, match="config.data.leave_out_source: 'nih'; .* phantom-v1"):
+        opened(shards, leave_out_source="nih")
+    with pytest.raises(ConfigError, match="config.data.leave_out_source"):  # nothing is left
+        opened(shards, leave_out_source="phantom-v1")
+    assert opened(shards, "test", leave_out_source="phantom-v1").films
+    with pytest.raises(ConfigError, match="config.data.eval_split: split 'vla' .* None trains"):
+        opened(shards, "vla", eval_split="vla")

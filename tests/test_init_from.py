@@ -1,0 +1,86 @@
+"""First parameters from another run or a weights file, part by part."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.helpers import small_encoder, small_mae
+from tests.models.test_convert import state_dict
+from tests.objectives.test_supervised import small
+from tests.runs import command, finish
+from tests.test_checkpoint import checkpoints, placed, save
+from xmae_jax import init_from, rng, sharding
+from xmae_jax.digest import flatten
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(data=4, fsdp=2)
+
+
+def wanted(objective, mesh):
+    like, shardings, _ = placed(objective, mesh)
+    return dict(params=like.params, shardings=shardings.params, objective=objective)
+
+
+def test_an_encoder_goes_from_pretraining_to_recognition(tmp_path, mesh):
+    mae = small_mae(ema_decay=0.5)
+    _, _, init = placed(mae, mesh)
+    state = init(rng.key(3, "init"))
+    average = jax.tree.map(lambda x: x + 1, state.params)
+    save(checkpoints(tmp_path), 5, dataclasses.replace(state, extra={"ema": average}))
+    classifier = small(encoder=small_encoder(), image_size=32)
+    loaded, told = init_from.load(str(tmp_path), **wanted(classifier, mesh))
+    assert told == [
+        f"parameters from {tmp_path}: encoder; decoder left out; head starts anew (averages)"
+    ]
+    assert loaded.keys() == {"encoder"}
+    # Evaluation saw the average, so that is what goes on.
+    jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], average["encoder"])
+    deeper = small(encoder=small_encoder(depth=3), image_size=32)
+    with pytest.raises(ValueError, match=r"norm1/scale is \(2, 16\) there and \(3, 16\) here"):
+        init_from.load(str(tmp_path), **wanted(deeper, mesh))
+    gated = small(encoder=small_encoder(mlp="swiglu"), image_size=32)
+    with pytest.raises(
+        ValueError, match="extra encoder/blocks/mlp/up/bias.*missing encoder/blocks"
+    ):
+        init_from.load(str(tmp_path), **wanted(gated, mesh))
+
+
+def test_a_weights_file_lies_as_the_mesh_says(tmp_path, mesh):
+    save_file(state_dict(channels=3), tmp_path / "model.safetensors")
+    objective = small(encoder=small_encoder(base_grid=3), image_size=32)
+    init_from.check(str(tmp_path))
+    loaded, told = init_from.load(str(tmp_path), **wanted(objective, mesh))
+    file = tmp_path / "model.safetensors"
+    assert told[0] == f"parameters from {file} (TIMM): encoder; head starts anew"
+    assert "ImageNet" in told[1]
+    where = flatten(wanted(objective, mesh)["shardings"])
+    for name, array in flatten(loaded).items():
+        assert array.sharding == where[name] and array.dtype == np.float32
+    with pytest.raises(ValueError, match="encoder.width is 32 here and 16 there"):
+        other = small(encoder=small_encoder(base_grid=3, width=32), image_size=32)
+        init_from.load(str(tmp_path), **wanted(other, mesh))
+    with pytest.raises(ValueError, match="has no checkpoints, and is no weights file"):
+        init_from.check(str(tmp_path / "nowhere"))
+
+
+def test_a_run_begins_with_a_file_or_says_what_to_set(shards, tmp_path):
+    folder = tmp_path / "public"
+    folder.mkdir()
+    arrays = state_dict(channels=3, width=192, depth=4, patch=16, grid=8)
+    save_file(arrays, folder / "model.safetensors")
+    config = {"layer_norm_eps": 1e-12, "num_attention_heads": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    argv = command(shards, tmp_path / "run", "--config.total_steps=1")
+    argv += [f"--config.init_from={folder}"]
+    code, out = finish(argv)
+    assert code == 64 and "config.objective.encoder.norm_eps is 1e-06 here and 1e-12" in out, out
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    code, out = finish([*argv, "--config.objective.encoder.norm_eps=1e-12"])
+    assert code == 0, out
+    assert "(TIMM): encoder; decoder starts anew" in out

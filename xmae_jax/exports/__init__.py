@@ -1,0 +1,1 @@
+"""Models in other people's formats, and what goes with them: terms of the data, a model card."""

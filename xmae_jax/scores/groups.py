@@ -1,0 +1,67 @@
+"""Findings by how often training has them, and films by whom and what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool
+
+from xmae_jax.scores.predictions import Film, Predictions
+
+FREQUENCY_RULE = (
+    "films of the training split with the finding: head more than 1,000, medium 100 to 1,000,"
+    " tail fewer than 100"
+)
+ENOUGH = 10
+"""Films with and without a finding that a sub-group needs for an AUROC to be told."""
+UNKNOWN = "unknown"
+_BANDS = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (np.inf, "80+"))
+
+
+def frequency(train_positive: float) -> str:
+    """Name the group of a finding (Holste et al. 2022, https://arxiv.org/abs/2208.13365)."""
+    return "head" if train_positive > 1000 else "tail" if train_positive < 100 else "medium"
+
+
+def age_band(age: float) -> str:
+    """Name the band of an age in years."""
+    if not age >= 0:
+        return UNKNOWN
+    return next(name for end, name in _BANDS if age < end)
+
+
+ATTRIBUTES: dict[str, Callable[[Film], str]] = {
+    "sex": lambda film: film.sex or UNKNOWN,
+    "age": lambda film: age_band(film.age),
+    "view": lambda film: film.view or UNKNOWN,
+    "source": lambda film: film.source or UNKNOWN,
+}
+"""Name of an attribute -> the group of a film."""
+
+
+def members(predictions: Predictions, attribute: str) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Return which films are in each group of an attribute; the unknown ones come last."""
+    names = [ATTRIBUTES[attribute](film) for film in predictions.films]
+    order = sorted(set(names), key=lambda name: (name == UNKNOWN, name))
+    return {name: np.array([own == name for own in names], bool) for name in order}
+
+
+def by_study(predictions: Predictions) -> Predictions:
+    """Join the films of each study: mean logits, and labels that its films agree on.
+
+    A study has a finding that one of its films has. It is without it if that is known of a film
+    and none is uncertain.
+    """
+    studies = predictions.studies()
+    count = int(studies.max(initial=-1)) + 1
+    films = np.bincount(studies, minlength=count)[:, None]
+    logits = np.zeros((count, len(predictions.findings)))
+    np.add.at(logits, studies, predictions.logits)
+    labels = np.full(logits.shape, np.nan)
+    for value in (0.0, -1.0, 1.0):  # the later prevails
+        row, column = np.nonzero(predictions.labels == value)
+        labels[studies[row], column] = value
+    _, first = np.unique(studies, return_index=True)
+    chosen = tuple(predictions.films[i] for i in first)
+    return Predictions(predictions.findings, chosen, logits / films, labels)
