@@ -12,7 +12,7 @@ where ML-Decoder shares one, to name findings that it was not trained on.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from xmae_jax.heads.parts import attention_map, dropout, tokens
 from xmae_jax.heads.text import read_embeddings
-from xmae_jax.models.layers import torch_linear, torch_uniform
+from xmae_jax.models.layers import layer_norm, torch_linear, torch_uniform
 from xmae_jax.typing import Features
 
 _Float32 = jnp.dtype(jnp.float32)
@@ -130,28 +130,29 @@ class QueryHead(nnx.Module):
         self.config, self.findings = c, findings
         inputs, count = c.layers * width, min(c.groups or findings, findings)
         self.memory = torch_linear(inputs, c.width, dtype=dtype, rngs=rngs)
+        # `queries` are fixed, and `optim` leaves what has that name as it is.
         if c.text is not None:
             if len(names) != findings:
                 raise ValueError(f"queries 'text' of {findings} findings need as many names")
             table = jnp.asarray(read_embeddings(c.text, names))
             self.queries = nnx.Param(table)
             self.project = torch_linear(table.shape[1], c.width, dtype=_Float32, rngs=rngs)
-        else:
+        elif c.queries == "fixed":
             self.queries = nnx.Param(jax.random.normal(rngs.params(), (count, c.width)))
+        else:
+            self.learned_queries = nnx.Param(jax.random.normal(rngs.params(), (count, c.width)))
         self.attention = QueryAttention(c.width, c.heads, dtype=dtype, rngs=rngs)
         self.up = torch_linear(c.width, c.hidden, dtype=dtype, rngs=rngs)
         self.down = torch_linear(c.hidden, c.width, dtype=dtype, rngs=rngs)
         self.norm1, self.norm2, self.norm3 = (
-            nnx.LayerNorm(c.width, epsilon=1e-5, dtype=_Float32, use_fast_variance=False, rngs=rngs)
-            for _ in range(3)
+            layer_norm(c.width, epsilon=1e-5, dtype=_Float32, rngs=rngs) for _ in range(3)
         )
         self.readout = GroupReadout(count, c.width + inputs * c.cls_skip, findings, rngs=rngs)
 
     def _queries(self) -> Float[Array, "q d"]:
-        queries: Any = self.queries[...]
         if self.config.queries == "learned":
-            return queries
-        queries = jax.lax.stop_gradient(queries)
+            return self.learned_queries[...]
+        queries = jax.lax.stop_gradient(self.queries[...])
         # ML-Decoder's map of word vectors.
         return jax.nn.relu(self.project(queries)) if self.config.queries == "text" else queries
 
