@@ -245,8 +245,12 @@ def _test(protocol: Protocol, state: TrainState, held_out: Split, val: list[infe
     )
     rows = protocol.predict(objective.classify, state, data, view)
     metrics, predictions = evaluator.evaluate({"val": val.__iter__, name: lambda: rows})
-    if protocol.leaks:
-        metrics = {**metrics, "leaks": protocol.leaks}
+    metrics["about"] = {
+        "data": list(config.data.paths),
+        "run": str(protocol.run.workdir),
+        "step": config.total_steps,
+        "leaks": protocol.leaks,
+    }
     folder = protocol.run.workdir / "eval" / "classification_test" / f"step_{config.total_steps}"
     if hosts.is_first():
         writers.write_atomic(folder / "predictions.csv", predictions)
