@@ -245,7 +245,9 @@ def test_an_operation_without_a_counterpart_is_named():
         lambda x, y: jnp.concatenate(
             [x, jnp.broadcast_to(jnp.ones((1, 3, 1)), (*x.shape[:2], 1))], 2
         ),
-        lambda x, y: jax.lax.scan(lambda c, v: (c + v, c * v), x[:, 0], y.swapaxes(0, 1))[1].swapaxes(0, 1),
+        lambda x, y: jax.lax.scan(
+            lambda c, v: (c + v * x[:, 1], c * v), x[:, 0], y.swapaxes(0, 1), reverse=True
+        )[1].swapaxes(0, 1),
         lambda x, y: jax.nn.softmax(x, axis=-1) + jax.nn.sigmoid(y) * (x != y),
         lambda x, y: x.sum(axis=(1, 2)) + jnp.sqrt(y.max(axis=1).min(axis=1) ** 2 + 1),
         lambda x, y: (

@@ -55,7 +55,7 @@ _SAME = {
     "tanh": "Tanh",
 }
 """Primitives that are one ONNX operator of the same inputs."""
-_IDENTITY = ("copy", "copy_p", "name", "optimization_barrier", "sharding_constraint", "stop_gradient")
+_IDENTITY = ("copy", "name", "optimization_barrier", "sharding_constraint", "stop_gradient")
 _REDUCE = {
     "reduce_max": "ReduceMax",
     "reduce_min": "ReduceMin",
@@ -255,21 +255,31 @@ def _is_static(eqn: Any) -> bool:
 
 def _scan(graph: _Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
     """Unroll a scan over known or traced arrays."""
-    p = eqn.params
-    fixed, start = p["num_consts"], p["num_consts"] + p["num_carry"]
-    carry, body = inputs[fixed:start], p["jaxpr"]
+    p, body = eqn.params, eqn.params["jaxpr"]
+    jaxpr, consts = (
+        getattr(body, "jaxpr", body),
+        [np.asarray(c) for c in getattr(body, "consts", ())],
+    )
+
+    def whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        """Count what is the same for every step: it has no axis more outside than inside."""
+        ranks = (len(o.aval.shape) - len(i.aval.shape) for o, i in zip(outer, inner, strict=True))
+        return sum(rank == 0 for rank in ranks)
+
+    # JAX 0.12 has other parameters than 0.10 that count these.
+    start, carried = whole(eqn.invars, jaxpr.invars), whole(eqn.outvars, jaxpr.outvars)
+    fixed, carry = inputs[: start - carried], inputs[start - carried : start]
     steps = range(p["length"])
     rows: list[list[Value]] = []
     for i in reversed(steps) if p["reverse"] else steps:
         ours = [_row(graph, value, i) for value in inputs[start:]]
-        consts = [np.asarray(c) for c in body.consts]
-        out = graph.run(body.jaxpr, consts, [*inputs[:fixed], *carry, *ours])
-        carry = out[: p["num_carry"]]
-        rows.append(out[p["num_carry"] :])
+        out = graph.run(jaxpr, consts, [*fixed, *carry, *ours])
+        carry = out[:carried]
+        rows.append(out[carried:])
     if p["reverse"]:
         rows.reverse()
     stacked: list[Value] = []
-    for column, var in zip(zip(*rows, strict=True), eqn.outvars[p["num_carry"] :], strict=True):
+    for column, var in zip(zip(*rows, strict=True), eqn.outvars[carried:], strict=True):
         one = (1, *var.aval.shape[1:])
         stacked.append(graph.node("Concat", [graph.reshape(x, one) for x in column], axis=0))
     return [*carry, *stacked]
