@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.special import expit
 
 from xmae_jax import writers
+from xmae_jax.data.index import Entry
 from xmae_jax.scores.predictions import Film, from_csv, to_csv
 from xmae_jax.scores.summary import summarise
 
@@ -32,7 +33,7 @@ class Classification:
     """The evaluator; it scores the last of the splits that it has entries of."""
 
     findings: tuple[str, ...]
-    entries: Mapping[str, Sequence[Sequence[Any]]]
+    entries: Mapping[str, Sequence[Sequence[Entry]]]
     """Split -> the lines of `index.csv` of each source, in the order of its records."""
     train_positive: Shaped[np.ndarray, " c"] | None
     """Films of the training split with each finding; None where that is not known."""
