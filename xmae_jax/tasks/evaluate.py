@@ -182,8 +182,9 @@ class Model:
 
     def rows(self, split: Split) -> Iterator[infer.Row]:
         """Yield logits, labels and id of every film, once."""
-        films = len(split.films)
-        load = every_row(self._config, self._objective, split=split, mesh=self._mesh, limit=films)
+        # Batches as in training's evaluations, so that the last bits agree too.
+        limit = max(len(split.films), self._config.eval_rows)
+        load = every_row(self._config, self._objective, split=split, mesh=self._mesh, limit=limit)
         assert isinstance(load.ids, EveryRow)
         own = sharding.host_rows(self._mesh, load.ids.batch_size)
         with jax.set_mesh(self._mesh):

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from xmae_jax import hosts, infer, rng, sharding
-from xmae_jax.config import Config
+from xmae_jax import hosts, infer, init_from, rng, sharding
+from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
 from xmae_jax.data.features import FeatureSource, alone, place_of_features, write_features
 from xmae_jax.data.findings import FINDINGS
@@ -25,6 +25,8 @@ from xmae_jax.digest import leaf_digests
 from xmae_jax.heads.linear import LinearConfig
 from xmae_jax.objectives.probe import Reads, encode
 from xmae_jax.objectives.supervised import Supervised
+from xmae_jax.optim import merge
+from xmae_jax.program import lay_out
 from xmae_jax.seal import json_digest
 from xmae_jax.typing import Params, TrainState
 
@@ -44,6 +46,31 @@ def what_to_read(config: Config, objective: Supervised, *, films: int, say: Any)
         return "patches"
     say(f"{told}: they are not stored, and the encoder runs at every step")
     return "films"
+
+
+def encoder_params(
+    config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say: Any
+) -> Params:
+    """Make the parameters, the encoder's those of `init_from`."""
+    shardings = lay_out(config, objective, mesh).shardings
+    where = merge(shardings.params, shardings.frozen)
+    with jax.set_mesh(mesh):
+        params = jax.jit(objective.init, out_shardings=where)(rng.key(config.seed, "init"))
+        if config.init_from is None:
+            say("WARNING: init_from is None, so the encoder is random: what is measured is how far"
+                " one gets without any pre-training")  # fmt: skip
+            return params
+        try:
+            loaded, lines = init_from.load(
+                config.init_from,
+                {"encoder": params["encoder"]},
+                shardings={"encoder": where["encoder"]},
+                objective=objective,
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.init_from: {error}") from None
+        say("\n".join(lines))
+        return {**params, **loaded}
 
 
 @dataclasses.dataclass(frozen=True)

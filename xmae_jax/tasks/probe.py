@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmae_jax import checkpoint, hosts, infer, init_from, rng, train, writers
+from xmae_jax import checkpoint, hosts, infer, rng, train, writers
 from xmae_jax.config import Config, ConfigError, to_json
 from xmae_jax.data.batch import Source
 from xmae_jax.data.features import FeatureView, standardisation
@@ -41,7 +41,7 @@ from xmae_jax.optim import merge, split
 from xmae_jax.program import lay_out
 from xmae_jax.rundir import Run
 from xmae_jax.scores.predictions import from_csv
-from xmae_jax.tasks.features import Cache, what_to_read
+from xmae_jax.tasks.features import Cache, encoder_params, what_to_read
 from xmae_jax.tasks.film import view_of
 from xmae_jax.tasks.members import best_of, judge, table
 from xmae_jax.tasks.phase import Data, Protocol
@@ -84,6 +84,7 @@ def run(
     if hosts.from_first((run.workdir / "final.json").is_file):
         say(f"done before: {run.workdir}")
         return
+    tested = _tested(config, held_out, say)
     _begin(config, run)
     params = _encoder(config, objective, mesh, say)
     films = sum(map(len, (*training.records, *held_out.records)))
@@ -105,7 +106,8 @@ def run(
     if moments is not None:
         head = fold(objective, head, *moments)
     state = _assemble(protocol, {"encoder": params["encoder"], "head": head})
-    _test(protocol, state, held_out, val)
+    if tested is not None:
+        _test(protocol, state, held_out, val, tested=tested)
     final = {"step": config.total_steps, "sha256": sha256(state)}
     if hosts.is_first():
         writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
@@ -129,29 +131,11 @@ def _begin(config: Config, run: Run) -> None:
 
 def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say: Any) -> Params:
     """Make the parameters, with the encoder of `init_from`."""
-    program = lay_out(config, objective, mesh)
-    if "encoder" in program.shapes.params:
+    shapes = jax.eval_shape(objective.init, rng.key(config.seed, "init"))
+    if "encoder" in split(shapes, config.optim.freeze)[0]:
         raise ConfigError(f"config.optim.freeze {config.optim.freeze} leaves the encoder free, and"
                           " a probe's is frozen: add 'encoder/.*'")  # fmt: skip
-    with jax.set_mesh(mesh):
-        make = jax.jit(program.init, out_shardings=program.shardings)
-        state = make(rng.key(config.seed, "init"))
-        params = merge(state.params, state.frozen)
-        if config.init_from is None:
-            say("WARNING: init_from is None, so the encoder is random: what is measured is how far"
-                " a head gets without any pre-training")  # fmt: skip
-            return params
-        try:
-            loaded, lines = init_from.load(
-                config.init_from,
-                {"encoder": params["encoder"]},
-                shardings={"encoder": program.shardings.frozen["encoder"]},
-                objective=objective,
-            )
-        except ValueError as error:
-            raise ConfigError(f"config.init_from: {error}") from None
-        say("\n".join(lines))
-        return {**params, **loaded}
+    return encoder_params(config, objective, mesh, say)
 
 
 def _head(
@@ -231,18 +215,31 @@ def _assemble(protocol: Protocol, params: Params) -> TrainState:
     return state
 
 
-def _test(protocol: Protocol, state: TrainState, held_out: Split, val: list[infer.Row]) -> None:
-    """Score the test split of the data, if there is one.
+def _tested(config: Config, held_out: Split, say: Any) -> Split | None:
+    """Open the test split of the sources that have one; None where none has."""
+    there = [Records(path, "test") for path in config.data.paths if "test" in read_index(path)]
+    if not there:
+        say("there is no split 'test': nothing is tested")
+        return None
+    tested = Split(there, "test", held_out.subset)
+    _ = tested.chosen  # raises where it is empty, before anything is trained
+    return tested
+
+
+def _test(
+    protocol: Protocol,
+    state: TrainState,
+    held_out: Split,
+    val: list[infer.Row],
+    *,
+    tested: Split,
+) -> None:
+    """Score the test split.
 
     Thresholds are chosen on what the grid's winner said of the validation split, which it had not
     seen; the model that is tested was trained on it.
     """
     config, objective, name = protocol.config, protocol.objective, "test"
-    there = [Records(path, name) for path in config.data.paths if name in read_index(path)]
-    if not there:
-        protocol.say(f"there is no split {name!r}: nothing is tested")
-        return
-    tested = Split(there, name, held_out.subset)
     view = view_of(config, objective, train=False)
     data = Data(tested.records, tested.chosen)
     evaluator = Classification(
