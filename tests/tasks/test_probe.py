@@ -176,3 +176,17 @@ def test_macro_leaves_out_what_is_undefined():
     auroc, average = macro(logits, labels)
     assert (auroc, average) == (0.5, 0.75)
     assert macro(logits, np.full((3, 3), np.nan)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("data", dict(eval_split=None), "data.eval_split, which is None"),
+        ("data", dict(crop_scale=(0.5, 1.0)), "set data.crop_scale to None"),
+        ("optim", dict(grid=Grid((1.0,), (0.0,))), "optim.grid has several"),
+    ],
+)
+def test_what_a_probe_has_no_use_for_is_refused(part, change, words):
+    small = resolved("finetune_linear", "smoke")
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(small, **{part: dataclasses.replace(getattr(small, part), **change)})

@@ -90,7 +90,7 @@ def run(
     films = sum(map(len, (*training.records, *held_out.records)))
     reads = what_to_read(config, objective, films=films, say=say)
     splits = (training, held_out)
-    sources: list[Sequence[Source]] = [of.records for of in splits]
+    sources: Sequence[Sequence[Source]] = [of.records for of in splits]
     moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
         folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
@@ -99,7 +99,7 @@ def run(
             cached = [cache.sources(of.records, patches=reads == "patches") for of in splits]
         if reads == "pooled":
             moments = standardisation(cached[0], Data(cached[0], training.chosen).rows)
-        sources, view = [*cached], FeatureView(objective.findings, *(moments or (None, None)))
+        sources, view = cached, FeatureView(objective.findings, *(moments or (None, None)))
     train_data, val_data = (Data(s, of.chosen) for s, of in zip(sources, splits, strict=True))
     protocol = Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
     head, val = _head(protocol, train_data, val_data, refit=not training.subset.few)
