@@ -87,7 +87,7 @@ def test_names_of_heads(classifier, shards, tmp_path):
     attentive = dict(kind="attentive", layers=2, width=16, heads=2)
     config = make_run(tmp_path / "run", "finetune_full", data=shards, objective__head=attentive)
     found = load_file(exported(tmp_path / "run", config, "safetensors", name="a") / "a.safetensors")
-    assert {"head.queries", "head.key.kernel", "head.out.bias"} <= found.keys()
+    assert {"head.query", "head.key.kernel", "head.out.bias"} <= found.keys()
 
 
 @pytest.mark.parametrize(
