@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from xmae_jax import hosts, infer, init_from, rng, sharding
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
-from xmae_jax.data.features import FeatureSource, place_of_features, write_features
+from xmae_jax.data.features import FeatureSource, alone, place_of_features, write_features
 from xmae_jax.data.findings import FINDINGS
 from xmae_jax.data.index import read_entries
 from xmae_jax.data.records import Records
@@ -106,19 +107,20 @@ class Cache:
     def _source(self, records: Records, *, patches: bool) -> FeatureSource:
         key = self._key(records, patches=patches)
         place = place_of_features(self.folder, key)
-        if not hosts.from_first(place.is_dir):
+        with alone(place) if hosts.is_first() else contextlib.nullcontext():
+            if hosts.from_first(place.is_dir):
+                self.say(f"features of {len(records):,} films ({records.split}): found in {place}")
+                return FeatureSource(place, key)
             began = time.monotonic()
             rows = self._rows(records, patches=patches)
             if hosts.is_first():
-                write_features(self.folder, key, rows, count=len(records))
+                write_features(place, key, rows, count=len(records))
             else:
                 for _ in rows:
                     pass
-            hosts.from_all(None)
-            speed = len(records) / (time.monotonic() - began)
-            self.say(f"features of {len(records):,} films ({records.split}): {speed:,.1f} a second")
-        else:
-            self.say(f"features of {len(records):,} films ({records.split}): found in {place}")
+        hosts.from_all(None)
+        speed = len(records) / (time.monotonic() - began)
+        self.say(f"features of {len(records):,} films ({records.split}): {speed:,.1f} a second")
         return FeatureSource(place, key)
 
     def _rows(
@@ -140,7 +142,8 @@ class Cache:
         def fn(params: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:
             return encode(o, params, batch, patches=patches)
 
-        predict = infer.compile_predict(fn, self.mesh, rng.key(config.seed, "eval"))
+        key = rng.key(config.seed, "eval")
+        predict = infer.compile_predict(fn, self.mesh, key, leave_out=("image",))
         state = TrainState(0, self.params, {}, {}, {}, {})
         threads = config.data.threads
         run = partial(infer.rows, steps=ids.steps, mesh=self.mesh, threads=threads)

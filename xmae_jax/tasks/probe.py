@@ -28,6 +28,7 @@ import numpy as np
 
 from xmae_jax import checkpoint, hosts, infer, rng, train, writers
 from xmae_jax.config import Config, ConfigError, to_json
+from xmae_jax.data.batch import Source
 from xmae_jax.data.features import FeatureView, standardisation
 from xmae_jax.data.index import read_index
 from xmae_jax.data.records import Records
@@ -88,7 +89,7 @@ def run(
     params = _encoder(config, objective, mesh, say)
     films = sum(map(len, (*training.records, *held_out.records)))
     reads = what_to_read(config, objective, films=films, say=say)
-    sources: list[Sequence[Any]] = [training.records, held_out.records]
+    sources: list[Sequence[Source]] = [training.records, held_out.records]
     moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
         folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
@@ -111,6 +112,12 @@ def run(
     if hosts.is_first():
         writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
     say(f"done: {run.workdir}")
+
+
+def refitted(workdir: Path) -> bool:
+    """Tell whether a run's head was trained on the validation split too."""
+    told = workdir / "probe.json"
+    return told.is_file() and json.loads(told.read_text())["refitted"]
 
 
 def _begin(config: Config, run: Run) -> None:
@@ -242,8 +249,13 @@ def _test(
     )
     rows = protocol.predict(objective.classify, state, data, view)
     metrics, predictions = evaluator.evaluate({"val": val.__iter__, name: lambda: rows})
-    if protocol.leaks:
-        metrics = {**metrics, "leaks": protocol.leaks}
+    metrics["about"] = {
+        "data": list(config.data.paths),
+        "run": str(protocol.run.workdir),
+        "step": config.total_steps,
+        "leaks": protocol.leaks,
+        "unreadable_films": len(tested.films) - metrics["films"],
+    }
     folder = protocol.run.workdir / "eval" / "classification_test" / f"step_{config.total_steps}"
     if hosts.is_first():
         writers.write_atomic(folder / "predictions.csv", predictions)
