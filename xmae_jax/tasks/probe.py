@@ -84,7 +84,7 @@ def run(
     if hosts.from_first((run.workdir / "final.json").is_file):
         say(f"done before: {run.workdir}")
         return
-    tested = _tested(config, held_out, say)
+    tested = tested_split(config, held_out, say)
     _begin(config, run)
     params = _encoder(config, objective, mesh, say)
     films = sum(map(len, (*training.records, *held_out.records)))
@@ -215,7 +215,7 @@ def _assemble(protocol: Protocol, params: Params) -> TrainState:
     return state
 
 
-def _tested(config: Config, held_out: Split, say: Any) -> Split | None:
+def tested_split(config: Config, held_out: Split, say: Any) -> Split | None:
     """Open the test split of the sources that have one; None where none has."""
     there = [Records(path, "test") for path in config.data.paths if "test" in read_index(path)]
     if not there:
