@@ -87,7 +87,7 @@ def test_names_of_heads(classifier, shards, tmp_path):
     attentive = dict(kind="attentive", layers=2, width=16, heads=2)
     config = make_run(tmp_path / "run", "finetune_full", data=shards, objective__head=attentive)
     found = load_file(exported(tmp_path / "run", config, "safetensors", name="a") / "a.safetensors")
-    assert {"head.queries", "head.key.kernel", "head.out.bias"} <= found.keys()
+    assert {"head.query", "head.key.kernel", "head.out.bias"} <= found.keys()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,9 @@ def test_public_is_refused_by_name_of_data_set_and_licence(shards, tmp_path, lic
     config = make_run(tmp_path / "run", "quickstart", data=data)
     with pytest.raises(ConfigError, match=why) as error:
         exported(tmp_path / "run", config, "safetensors", public=True)
-    assert "data set 'hospital'" in str(error.value) and (licence or masks or "") in str(error.value)
+    assert "data set 'hospital'" in str(error.value) and (licence or masks or "") in str(
+        error.value
+    )
     assert not (tmp_path / "run/export").exists()
     card = (exported(tmp_path / "run", config, "safetensors") / "README.md").read_text()
     assert "Not for the public" in card and "may not be given to the public" in card
@@ -201,7 +203,9 @@ def test_public_is_refused_by_name_of_data_set_and_licence(shards, tmp_path, lic
 def test_public_is_refused_for_what_a_run_was_begun_from(shards, tmp_path):
     data = relicensed(shards, tmp_path / "hospital", "CC BY-NC 4.0")
     first = make_run(tmp_path / "first", "quickstart", data=data)
-    second = make_run(tmp_path / "run", "finetune_full", data=shards, init_from=str(tmp_path / "first"))
+    second = make_run(
+        tmp_path / "run", "finetune_full", data=shards, init_from=str(tmp_path / "first")
+    )
     with pytest.raises(ConfigError, match=r"CC BY-NC 4\.0: non-commercial use only \(by init_from"):
         exported(tmp_path / "run", second, "safetensors", public=True)
     # A file that was exported tells of its own terms; one of others does not.
@@ -218,7 +222,9 @@ def test_public_is_refused_for_what_a_run_was_begun_from(shards, tmp_path):
 
 
 def test_public_is_refused_where_the_data_are_gone(shards, tmp_path):
-    config = make_run(tmp_path / "run", "quickstart", data=shutil.copytree(shards, tmp_path / "set"))
+    config = make_run(
+        tmp_path / "run", "quickstart", data=shutil.copytree(shards, tmp_path / "set")
+    )
     shutil.rmtree(tmp_path / "set")
     with pytest.raises(ConfigError, match="data set 'set': not there"):
         exported(tmp_path / "run", config, "safetensors", public=True)

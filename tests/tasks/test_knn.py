@@ -65,7 +65,7 @@ def test_what_cannot_be(shards, tmp_path):
 
 
 def test_a_film_beside_itself_is_found():
-    """The nearest of a film among others and itself is itself: features and labels stand in line."""
+    """The nearest film of a film is itself: features and labels stand in line."""
     draw = np.random.default_rng(0)
     features = draw.normal(size=(50, 8)).astype(np.float32)
     labels = draw.integers(0, 2, size=(50, 3)).astype(np.float32)

@@ -41,7 +41,7 @@ def rows(count=5, *, seed=0, poison=False):
 
 
 def test_features_are_a_source(tmp_path):
-    write_features(tmp_path, KEY, rows(), count=5)
+    write_features(place_of_features(tmp_path, KEY), KEY, rows(), count=5)
     source = FeatureSource(place_of_features(tmp_path, KEY), KEY)
     assert len(source) == 5 and [p.name for p in tmp_path.iterdir()] == [source.directory.name]
     want = dict((i, arrays) for i, _, arrays in rows())
@@ -64,7 +64,7 @@ def test_features_are_a_source(tmp_path):
 
 
 def test_features_that_are_not_what_was_written_are_refused(tmp_path):
-    write_features(tmp_path, KEY, rows(), count=5)
+    write_features(place_of_features(tmp_path, KEY), KEY, rows(), count=5)
     place = place_of_features(tmp_path, KEY)
     with pytest.raises(DataError, match="another encoder"):
         FeatureSource(place, {**KEY, "encoder": "other"})
@@ -80,9 +80,9 @@ def test_features_that_are_not_what_was_written_are_refused(tmp_path):
 
 def test_features_written_half_are_not_there(tmp_path):
     with pytest.raises(DataError, match="film4: the encoder's pooled are not finite"):
-        write_features(tmp_path, KEY, rows(poison=True), count=5)
+        write_features(place_of_features(tmp_path, KEY), KEY, rows(poison=True), count=5)
     assert not place_of_features(tmp_path, KEY).exists() and len([*tmp_path.iterdir()]) == 1
-    write_features(tmp_path, KEY, rows(), count=5)
+    write_features(place_of_features(tmp_path, KEY), KEY, rows(), count=5)
     assert len([*tmp_path.iterdir()]) == 1
 
 

@@ -7,11 +7,13 @@ when it is whole; nothing in it is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +151,26 @@ class FeatureView:
         return example
 
 
+@contextlib.contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Wait until no other run on this machine writes the same features."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_features(
-    folder: str | os.PathLike,
+    place: Path,
     key: dict[str, Any],
     rows: Iterable[tuple[int, str, dict[str, np.ndarray]]],
     *,
     count: int,
 ) -> None:
-    """Write (index, id, arrays) of records, of which there are `count`; some may be left out."""
-    place = place_of_features(folder, key)
+    """Write (index, id, arrays) of records, of which there are `count`; some may be left out.
+
+    What a killed run left half written is written anew.
+    """
     partial = place.with_name(f"partial_{place.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -183,6 +196,4 @@ def write_features(
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    if place.exists():
-        shutil.rmtree(place)
     partial.rename(place)

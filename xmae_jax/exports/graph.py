@@ -55,7 +55,7 @@ _SAME = {
     "tanh": "Tanh",
 }
 """Primitives that are one ONNX operator of the same inputs."""
-_IDENTITY = ("copy", "copy_p", "name", "optimization_barrier", "sharding_constraint")
+_IDENTITY = ("copy", "copy_p", "name", "optimization_barrier", "sharding_constraint", "stop_gradient")
 _REDUCE = {
     "reduce_max": "ReduceMax",
     "reduce_min": "ReduceMin",
@@ -348,7 +348,7 @@ def _gather(graph: _Graph, eqn: Any, inputs: list[Value]) -> Value:
             if sizes[axis] != shape[axis]:
                 starts[axis], ends[axis] = first, first + sizes[axis]
         return graph.reshape(_cut(graph, value, starts, ends, [1] * len(shape)), out)
-    (axis,) = n.start_index_map
+    axis = n.start_index_map[0]
     whole = all(sizes[i] == shape[i] for i in range(len(shape)) if i not in _alone(n))
     if n.collapsed_slice_dims == (axis,) and whole and axis == len(n.operand_batching_dims):
         last = tuple(range(len(out) - (len(shape) - axis - 1), len(out)))

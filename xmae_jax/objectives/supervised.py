@@ -35,14 +35,7 @@ class Classifier(nnx.Module):
         dtype = jnp.dtype(config.compute_dtype)
         compute = Compute(dtype, config.attention, config.remat)
         self.encoder = Encoder(config.encoder, compute=compute, rngs=rngs)
-        self.head = make_head(
-            config.head,
-            width=config.encoder.width,
-            findings=len(config.findings),
-            dtype=dtype,
-            rngs=rngs,
-            names=config.findings,
-        )
+        self.head = config.make_head(rngs=rngs)
         self.layers = config.head.layers
 
     def features(self, batch: Batch, keep: Float[Array, "l b 2"] | None = None) -> Features:
@@ -87,6 +80,19 @@ class Supervised(ModuleObjective):
                 f"head.layers is {self.head.layers}, and the encoder has {self.encoder.depth}"
             )
         _ = self.grid
+        # What a head cannot be made of, such as a file that is not there, is a bad config.
+        nnx.eval_shape(lambda: self.make_head(rngs=nnx.Rngs(0)))
+
+    def make_head(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the head alone."""
+        return make_head(
+            self.head,
+            width=self.encoder.width,
+            findings=len(self.findings),
+            dtype=jnp.dtype(self.compute_dtype),
+            rngs=rngs,
+            names=self.findings,
+        )
 
     @property
     def grid(self) -> tuple[int, int]:

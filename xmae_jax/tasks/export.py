@@ -22,7 +22,7 @@ from xmae_jax.digest import flatten
 from xmae_jax.exports import card, huggingface, provenance, weights
 from xmae_jax.exports.huggingface import Parts
 from xmae_jax.optim import merge
-from xmae_jax.tasks.model import LoadedRun, load_run
+from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.onnx import write_onnx
 
 About = dict[str, str]
@@ -32,6 +32,7 @@ About = dict[str, str]
 def run(config: Config, workdir: Path) -> None:
     """Export the newest checkpoint of a run; ConfigError if it cannot be, or may not be public."""
     loaded = load_run(workdir)
+    refuse_other_changes(config, loaded, task="export")
     wanted = config.export
     if not hasattr(loaded.objective, "encoder"):
         raise ConfigError(f"--task=export: objective {config.objective['name']!r} has no encoder")

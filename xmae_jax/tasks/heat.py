@@ -87,7 +87,8 @@ def _times_even(weights: Float[Array, "b m n"], valid: Array) -> Float[Array, "b
 
 def _rollout(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Float[Array, "b m n"]:
     stream = model.encoder.stream(normalise(batch["image"]))  # l+1 b t d
-    valid, config = batch["valid"], model.head.config
+    head: Any = model.head
+    valid, config = batch["valid"], head.config
     if isinstance(config, LinearConfig):
         share = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
         of_cls = {"cls": 1.0, "mean": 0.0, "cls_mean": 0.5}[config.pool]
@@ -116,8 +117,8 @@ def _features(model: Classifier, outputs: Float[Array, "s b t d"], batch: Batch)
 
 
 def _gradient(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Float[Array, "b m n"]:
-    pool = getattr(model.head.config, "pool", None)
-    if pool in ("cls", "cls_mean"):
+    head: Any = model.head
+    if getattr(head.config, "pool", None) in ("cls", "cls_mean"):
         stream = model.encoder.stream(normalise(batch["image"]))
         depth, layers = model.encoder.config.depth, model.layers
 

@@ -19,7 +19,8 @@ def predictor(loaded: LoadedRun):
     """
     exact = dict(compute_dtype="float32", attention="plain", remat="none")
     objective = dataclasses.replace(loaded.objective, **exact)
-    model = objective.averaged(loaded.params, loaded.frozen, loaded.extra)
+    state = (loaded.params, loaded.frozen, loaded.extra)
+    model = objective.averaged(*jax.tree.map(jnp.asarray, state))
 
     def predict(pixel_values: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
         films = pixel_values.transpose(0, 2, 3, 1)  # b h w 1
