@@ -89,18 +89,18 @@ def run(
     params = _encoder(config, objective, mesh, say)
     films = sum(map(len, (*training.records, *held_out.records)))
     reads = what_to_read(config, objective, films=films, say=say)
-    sources: list[Sequence[Source]] = [training.records, held_out.records]
+    splits = (training, held_out)
+    sources: Sequence[Sequence[Source]] = [of.records for of in splits]
     moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
         folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
         cache = Cache(config, objective, params, mesh, folder, say)
         with jax.set_mesh(mesh):
-            sources = [cache.sources(of, patches=reads == "patches") for of in sources]
-    train_data, val_data = Data(sources[0], training.chosen), Data(sources[1], held_out.chosen)
-    if reads != "films":
+            cached = [cache.sources(of.records, patches=reads == "patches") for of in splits]
         if reads == "pooled":
-            moments = standardisation(sources[0], train_data.rows)
-        view = FeatureView(objective.findings, *(moments or (None, None)))
+            moments = standardisation(cached[0], Data(cached[0], training.chosen).rows)
+        sources, view = cached, FeatureView(objective.findings, *(moments or (None, None)))
+    train_data, val_data = (Data(s, of.chosen) for s, of in zip(sources, splits, strict=True))
     protocol = Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
     head, val = _head(protocol, train_data, val_data, refit=not training.subset.few)
     if moments is not None:
