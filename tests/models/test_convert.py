@@ -230,6 +230,10 @@ def test_settings_of_a_folder_are_compared(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({key: value}))
         with pytest.raises(ValueError, match=word):
             fitted(read_foreign(tmp_path))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "preprocessor_config.json").write_text('{"rescale_factor": 1.0}')
+    with pytest.raises(ValueError, match="does not scale pixels"):
+        read_foreign(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         read_foreign(tmp_path)

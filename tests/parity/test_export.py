@@ -240,12 +240,15 @@ def test_an_operation_without_a_counterpart_is_named():
         lambda x, y: jnp.einsum("bij,bkj->bik", x, y),
         lambda x, y: jnp.einsum("bij,cij->bc", x, jnp.ones((5, 3, 4)) * 0.5),
         lambda x, y: jnp.einsum("cj,bij->cbi", jnp.arange(8.0).reshape(2, 4), x).swapaxes(0, 1),
+        lambda x, y: sum(one * i for i, one in enumerate(x.swapaxes(0, 1))),
         lambda x, y: jnp.repeat(x, 3, axis=1)[:, 1:5, 1:3],
         lambda x, y: jnp.where(x > y, jnp.maximum(x, 0.5) ** 3, jnp.tanh(-x) - jnp.abs(y)),
         lambda x, y: jnp.concatenate(
             [x, jnp.broadcast_to(jnp.ones((1, 3, 1)), (*x.shape[:2], 1))], 2
         ),
-        lambda x, y: jax.lax.scan(lambda c, v: (c + v, c * v), x[:, 0], y.swapaxes(0, 1))[1].swapaxes(0, 1),
+        lambda x, y: jax.lax.scan(
+            lambda c, v: (c + v * x[:, 1], c * v), x[:, 0], y.swapaxes(0, 1), reverse=True
+        )[1].swapaxes(0, 1),
         lambda x, y: jax.nn.softmax(x, axis=-1) + jax.nn.sigmoid(y) * (x != y),
         lambda x, y: x.sum(axis=(1, 2)) + jnp.sqrt(y.max(axis=1).min(axis=1) ** 2 + 1),
         lambda x, y: (

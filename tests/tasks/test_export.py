@@ -141,6 +141,7 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     for step, auroc in ((2, 0.1), (7, 0.75)):
         entry = dict(n_positive=3, n_negative=40, auroc=auroc, auroc_interval=[0.625, 0.875])
         entry |= dict(average_precision=None, average_precision_interval=None)
+        entry["threshold"] = dict(probability=0.25, sensitivity=0.5, sensitivity_interval=[0, 1])
         metrics = dict(split="test", films=43, patients=41, findings={"Nodule": entry}, macro={})
         where = workdir / f"eval/classification_test/step_{step}"
         where.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,9 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     head, _, text = card.removeprefix("---\n").partition("\n---\n")
     assert "pipeline_tag: image-classification" in head and "chest-x-ray" in head
     assert "Not a medical device" in text
-    assert "| Nodule | 3 | 40 | 0.750 (0.625 to 0.875) | undefined |" in text
+    assert (
+        "| Nodule | 3 | 40 | 0.750 (0.625 to 0.875) | undefined | 0.2500 | 0.500 (0.000 to" in text
+    )
     assert "0.100" not in text
     assert "CC0-1.0: 40" in text and "train: 31" in text
     for origin in (provenance.origin_of_run(path, step=7) for path in (workdir, mae[0])):

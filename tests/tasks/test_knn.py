@@ -39,6 +39,7 @@ def test_every_film_is_scored_once_and_the_file_says_it_all(scored, shards):
     again = summarise(predictions, "test")
     for name in ("macro_auroc", "macro_average_precision"):
         assert metrics[name] == again[name]
+    assert "nearest by cls features" in (folder / "report.html").read_text()
     about = metrics["knn"]
     train = sum(e.split == "train" for e in entries)
     assert about["references"] == train and [*about["by_k"]] == ["3", "5", str(train)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 
 from xmae_jax.data.findings import place_of
 from xmae_jax.data.manifest import DataError, file_digest
@@ -111,18 +111,18 @@ def standardisation(
     Those of a BatchNorm without scale and bias over the whole split, with the epsilon of MAE's
     linear probe (facebookresearch/mae, main_linprobe.py): sqrt(variance + 1e-6).
     """
-    total, squares, count = np.float64(0), np.float64(0), 0
-    for around in (False, True):  # twice, since a difference of large squares would lose digits
-        mean = total / max(count, 1) if around else np.float64(0)
+
+    def chunks() -> Iterator[Float64[np.ndarray, "r l 2 d"]]:
         for source, own in zip(sources, rows, strict=True):
             for first in range(0, len(own), _CHUNK):
-                x = source.pooled(own[first : first + _CHUNK]).astype(np.float64)
-                if around:
-                    squares = squares + ((x - mean[None]) ** 2).sum(axis=0)
-                else:
-                    total, count = total + x.sum(axis=0), count + len(x)
-    deviation = np.sqrt(squares / max(count, 1) + 1e-6)
-    return (total / max(count, 1)).astype(np.float32), deviation.astype(np.float32)
+                yield source.pooled(own[first : first + _CHUNK]).astype(np.float64)
+
+    totals = [(x.sum(axis=0), len(x)) for x in chunks()]
+    count = max(sum(n for _, n in totals), 1)
+    mean = np.sum([total for total, _ in totals], axis=0) / count
+    # A second pass, since a difference of large squares would lose digits.
+    variance = np.sum([((x - mean[None]) ** 2).sum(axis=0) for x in chunks()], axis=0) / count
+    return mean.astype(np.float32), np.sqrt(variance + 1e-6).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

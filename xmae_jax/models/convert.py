@@ -243,6 +243,9 @@ def _statistics(
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"], str]:
     """Return mean and deviation of each channel, of values from 0 to 1, and who says so."""
     timm = file.config.get("pretrained_cfg", file.config)
+    factor = file.preprocessor.get("rescale_factor", 1 / 255)
+    if not file.preprocessor.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"{file.path}: its preprocessor does not scale pixels to 0 to 1")
     if "image_mean" in file.preprocessor:
         mean, std = (file.preprocessor.get(f"image_{name}") for name in ("mean", "std"))
         if not file.preprocessor.get("do_normalize", True):

@@ -148,7 +148,7 @@ def _hf(folder: Path, loaded: LoadedRun, name: str, about: About) -> tuple[str, 
     except huggingface.NoSuchClass as error:
         raise ConfigError(f"config.export.format: Hugging Face has no class for {error}") from None
     notes = [
-        f"Hugging Face has no class with this {part}: it lies beside the encoder, in {part}.safetensors"
+        f"Hugging Face has no class with this {part}: it lies beside, in {part}.safetensors"
         for part in apart
     ]
     size = loaded.config.image_size

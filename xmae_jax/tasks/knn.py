@@ -24,10 +24,12 @@ from xmae_jax.data.features import FeatureView
 from xmae_jax.data.manifest import DataError
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.knn import scores
+from xmae_jax.evaluators.page import results_page
 from xmae_jax.objectives.supervised import Supervised
+from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks.features import Cache, encoder_params
 from xmae_jax.tasks.members import macro
-from xmae_jax.tasks.probe import with_encoder
+from xmae_jax.tasks.probe import tested_split, with_encoder
 from xmae_jax.tasks.split import Split, open_split
 from xmae_jax.tasks.train import NO_DATA, leaks_of, mesh_of, open_objective
 
@@ -71,12 +73,16 @@ def run(config: Config, workdir: Path) -> None:
         "by_k": {k: {n: v for n, v in of.items() if n != "logits"} for k, of in tried.items()},
     }
     metrics |= {"leaks": leaks} if leaks else {}
+    encoder = config.init_from or "a random encoder"
+    metrics["about"] = {"predictions": f"{best} nearest by {knn.features} features of {encoder}"}
     print(_table(metrics["knn"]))
     print(evaluator.table(metrics))
     place = workdir / "eval" / "knn"
     writers.write_atomic(workdir / "config.json", config_lib.to_json(config))
     writers.write_atomic(place / "predictions.csv", predictions)
     writers.write_atomic(place / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    page = results_page(from_csv(predictions, name="predictions.csv"), metrics)
+    writers.write_atomic(place / "report.html", page)
     print(f"done: {place}")
 
 
@@ -119,12 +125,9 @@ def _held_out(config: Config, findings: tuple[str, ...]) -> dict[str, Split]:
     """Open validation and, where there is one, test."""
     if config.data.eval_split is None:
         raise ConfigError("config.data.eval_split is None, and k is chosen on it")
-    splits = {"val": open_split(config, config.data.eval_split, findings=findings)}
-    try:
-        splits["test"] = open_split(config, "test", findings=findings)
-    except ConfigError as error:
-        print(f"note: only {config.data.eval_split} is scored ({error})")
-    return splits
+    val = open_split(config, config.data.eval_split, findings=findings)
+    test = tested_split(config, val, print)
+    return {"val": val} if test is None else {"val": val, "test": test}
 
 
 def _tried(knn: KnnConfig, films: dict[str, _Films], known: _Films) -> dict[int, dict[str, Any]]:

@@ -36,7 +36,7 @@ def predictor(loaded: LoadedRun):
 def write_onnx(
     folder: Path, loaded: LoadedRun, name: str, about: dict[str, str]
 ) -> tuple[str, list[str]]:
-    """Write `<name>.onnx`; return how to use it, and what to know. ConfigError if that cannot be."""
+    """Write `<name>.onnx`; return how to use it, and what to know. ConfigError if it cannot be."""
     try:
         from xmae_jax.exports import graph  # needs a package that training does not
     except ImportError as error:

@@ -84,23 +84,23 @@ def run(
     if hosts.from_first((run.workdir / "final.json").is_file):
         say(f"done before: {run.workdir}")
         return
-    tested = _tested(config, held_out, say)
+    tested = tested_split(config, held_out, say)
     _begin(config, run)
     params = _encoder(config, objective, mesh, say)
     films = sum(map(len, (*training.records, *held_out.records)))
     reads = what_to_read(config, objective, films=films, say=say)
-    sources: list[Sequence[Source]] = [training.records, held_out.records]
+    splits = (training, held_out)
+    sources: Sequence[Sequence[Source]] = [of.records for of in splits]
     moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
         folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
         cache = Cache(config, objective, params, mesh, folder, say)
         with jax.set_mesh(mesh):
-            sources = [cache.sources(of, patches=reads == "patches") for of in sources]
-    train_data, val_data = Data(sources[0], training.chosen), Data(sources[1], held_out.chosen)
-    if reads != "films":
+            cached = [cache.sources(of.records, patches=reads == "patches") for of in splits]
         if reads == "pooled":
-            moments = standardisation(sources[0], train_data.rows)
-        view = FeatureView(objective.findings, *(moments or (None, None)))
+            moments = standardisation(cached[0], Data(cached[0], training.chosen).rows)
+        sources, view = cached, FeatureView(objective.findings, *(moments or (None, None)))
+    train_data, val_data = (Data(s, of.chosen) for s, of in zip(sources, splits, strict=True))
     protocol = Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
     head, val = _head(protocol, train_data, val_data, refit=not training.subset.few)
     if moments is not None:
@@ -215,7 +215,7 @@ def _assemble(protocol: Protocol, params: Params) -> TrainState:
     return state
 
 
-def _tested(config: Config, held_out: Split, say: Any) -> Split | None:
+def tested_split(config: Config, held_out: Split, say: Any) -> Split | None:
     """Open the test split of the sources that have one; None where none has."""
     there = [Records(path, "test") for path in config.data.paths if "test" in read_index(path)]
     if not there:
