@@ -306,7 +306,7 @@ def test_what_export_is_asked_is_no_part_of_a_run(shards, tmp_path, monkeypatch)
         raise Seen(config.export)
 
     config = make_run(tmp_path / "run", "quickstart", data=shards)
-    monkeypatch.setattr(train, "_objective", see)
+    monkeypatch.setattr(train, "open_objective", see)
     changed = dataclasses.replace(config, export=ExportConfig("onnx", True, "x"))
     with pytest.raises(Seen) as seen:
         train.run(changed, tmp_path / "run", allow_config_change=False, allow_fresh=False)

@@ -123,7 +123,7 @@ class _Graph:
         if key in self._small:
             return self._small[key]
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
         if key:
             self._small[key] = name
         return name
