@@ -54,7 +54,10 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "dev": [
         "beartype",  # checks jaxtyping signatures at run time
+        "ipykernel",  # runs the notebooks, with the two below
         "matplotlib",  # the curves in docs/
+        "nbclient",
+        "nbformat",
         "pyright",
         "pytest",
         "pytest-xdist",  # the suite on both cores

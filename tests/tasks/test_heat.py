@@ -27,6 +27,7 @@ QUERY = QueryConfig(
     kind="query", queries="learned", text=None, groups=None, layers=2, cls_skip=True, width=8,
     heads=2, hidden=8, dropout=0.0,
 )  # fmt: skip
+SCALE = overlay.Scale("unit")
 ATTENTIVE = AttentiveConfig(kind="attentive", layers=1, width=8, heads=2)
 
 
@@ -202,7 +203,7 @@ def test_the_film_keeps_its_size_and_what_is_cold_its_grey(shape):
     values = np.zeros((4, 4), np.float32)
     values[:, 2:] = 1.0
     placed = overlay.Placed(shape, (0, 0, 64, 64), 64)
-    data = overlay.draw(film, values, placed, lines=("one", "two" * 99), unit="unit")
+    data = overlay.draw(film, values, placed, lines=("one", "two" * 99), scale=SCALE)
     page = np.asarray(Image.open(io.BytesIO(data)))
     assert page.shape[1] == max(shape[1], 480) and page.shape[0] > shape[0]
     part = film[:, : shape[1] // 4]  # where the map is 0
@@ -217,6 +218,17 @@ def test_the_film_keeps_its_size_and_what_is_cold_its_grey(shape):
 def test_nothing_is_drawn_where_there_is_nothing():
     film = np.full((500, 500), 77, np.uint8)
     placed = overlay.Placed(film.shape, (0, 0, 64, 64), 64)
-    data = overlay.draw(film, np.zeros((4, 4), np.float32), placed, lines=("a",), unit="b")
+    data = overlay.draw(film, np.zeros((4, 4), np.float32), placed, lines=("a",), scale=SCALE)
     page = np.asarray(Image.open(io.BytesIO(data)))
     assert (page == 77).all(-1).sum() >= 500 * 500
+
+
+def test_even_attention_has_no_colour_and_nearly_even_little():
+    film, placed = np.full((500, 500), 77, np.uint8), overlay.Placed((500, 500), (0, 0, 64, 64), 64)
+    values = np.ones((4, 4), np.float32)
+    values[:, 3] = 1.01
+    data = overlay.draw(film, values, placed, lines=("a",), scale=heat.SCALES["attention"])
+    page = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+    rows = np.flatnonzero((page[:, 0] == 77).all(-1))
+    part = page[rows[0] : rows[0] + 500, :500]
+    assert (part[:, :250] == 77).all() and 0 < abs(part - 77).max() <= 4

@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import onnx
+import onnx  # pyright: ignore[reportMissingImports]
 from jax import export
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
 from xmae_jax.exports.operations import Known, NotConvertible, Value, convert
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import onnx
-from onnx import helper
+import onnx  # pyright: ignore[reportMissingImports]
+from onnx import helper  # pyright: ignore[reportMissingImports]
 
 _END = np.iinfo(np.int64).max
 _SAME = {

@@ -28,14 +28,16 @@ from xmae_jax.heads.query import QueryConfig
 from xmae_jax.models.layers import block_of, rollout
 from xmae_jax.objectives.mae import normalise
 from xmae_jax.objectives.supervised import Classifier, Supervised
+from xmae_jax.tasks import overlay
 from xmae_jax.typing import Batch, Features, Params
 
 Method = Literal["attention", "rollout", "gradient"]
 
-UNITS = {
-    "attention": "attention of the head (1: even)",
-    "rollout": "attention rollout (1: even)",
-    "gradient": "gradient: what raises the logit above the film's mean",
+_EVEN = dict(base=1.0, least=1.5)
+SCALES = {
+    "attention": overlay.Scale("attention of the head; 1 is even", **_EVEN),
+    "rollout": overlay.Scale("attention rollout; 1 is even", **_EVEN),
+    "gradient": overlay.Scale("gradient: what raises the logit above the film's mean"),
 }
 
 

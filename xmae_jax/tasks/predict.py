@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -185,7 +186,9 @@ class _Writer:
         name, limit = self._findings[c], self._decisions.threshold[c]
         called = _called(told.logits[c], limit)
         decided = f"threshold {expit(limit):.2f}: {called}" if called else "no threshold"
-        shared = ", the same for all findings" if self._alike else ""
+        scale = heat.SCALES[self._method]
+        if self._alike:
+            scale = dataclasses.replace(scale, unit=f"{scale.unit}; the same for all findings")
         lines = [f"film {self._number}: {name} {expit(told.logits[c]):.2f} ({decided})"]
         lines += [f"{flag}: {FLAGS[flag]}" for flag in film.flags]
         picture = overlay.draw(
@@ -193,7 +196,7 @@ class _Writer:
             values,
             told.placed,
             lines=tuple(lines),
-            unit=heat.UNITS[self._method] + shared,
+            scale=scale,
         )
         file = f"{self._number:04d}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}.png"
         (self._output / MAPS / file).write_bytes(picture)
