@@ -62,7 +62,7 @@ def run(config: Config, workdir: Path) -> None:
         print(f"note: {note}")
     print(f"exported: {target}, step {loaded.step:,}" + ", averaged" * ("ema" in loaded.extra))
     if refusals and not wanted.public:
-        print(f"not for the public; {target / 'README.md'} says why ({len(refusals)} reasons)")
+        print(f"not for the public; {target / 'README.md'} says why")
 
 
 @contextlib.contextmanager
