@@ -140,7 +140,7 @@ def test_sex_age_and_labels_of_tables_and_headers_reach_the_index(tmp_path):
     for name in "bcd":
         dicom(folder / f"images/{name}.dcm", film + ord(name), PatientSex="F", PatientAge="093Y")
     rows = (
-        ("images/a.png", "p0", "Male", "18M", "1", ""),
+        ("images/a.png", "p0", "Male", "018M", "1", ""),
         ("images/b.dcm", "p1", "", "", "0", "-1"),
         ("images/c.dcm", "p2", "M", "7", "", ""),
         ("images/d.dcm", "p3", "", "414", "", ""),

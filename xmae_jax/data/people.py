@@ -8,6 +8,7 @@ import math
 import re
 
 OLDEST = 90.0  # years as stored: 90 and more
+UNREADABLE = math.inf  # for an age that is told in a way that nobody can read; implausible
 _PLAUSIBLE = 120.0
 _NOT_TOLD = ("", "?", "u", "unk", "unknown", "n", "n/a", "na", "nan", "none", "not reported")
 _SEXES = {
