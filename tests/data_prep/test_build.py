@@ -159,7 +159,7 @@ def test_sex_age_and_labels_of_tables_and_headers_reach_the_index(tmp_path):
     notes = json.loads((output / "manifest.json").read_text())["notes"]
     assert "1 films have an age that nobody has: taken for unknown" in notes
     report = (output / "report.html").read_text()
-    assert "Sex and age" in report and "65 and over" in report
+    assert "Sex and age" in report and "80+ years" in report
 
 
 def test_patients_stay_in_one_split_and_where_they_were(archive, tmp_path):

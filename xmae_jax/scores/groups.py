@@ -16,7 +16,8 @@ FREQUENCY_RULE = (
 ENOUGH = 10
 """Films with and without a finding that a sub-group needs for an AUROC to be told."""
 UNKNOWN = "unknown"
-_BANDS = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (np.inf, "80+"))
+AGE_BANDS = {"0-17": 18, "18-39": 40, "40-59": 60, "60-79": 80, "80+": np.inf}
+"""Name of a band -> the age in years at which it ends."""
 
 
 def frequency(train_positive: float) -> str:
@@ -28,7 +29,7 @@ def age_band(age: float) -> str:
     """Name the band of an age in years."""
     if not age >= 0:
         return UNKNOWN
-    return next(name for end, name in _BANDS if age < end)
+    return next(name for name, end in AGE_BANDS.items() if age < end)
 
 
 ATTRIBUTES: dict[str, Callable[[Film], str]] = {
