@@ -7,9 +7,8 @@ Ages over 89 are stored as 90: with them, a person may be found (the Safe Harbor
 import math
 import re
 
-from xmae_jax.scores.groups import AGE_BANDS, age_band
-
-__all__ = ["AGE_BANDS", "UNREADABLE", "age_band", "age_of", "plausible", "sex_of", "stored_age"]
+from xmae_jax.scores.groups import AGE_BANDS as AGE_BANDS
+from xmae_jax.scores.groups import age_band as age_band
 
 OLDEST = 90.0  # years as stored: 90 and more
 UNREADABLE = math.inf  # for an age that is told in a way that nobody can read; implausible
