@@ -20,7 +20,6 @@ from benchmarks import probing
 from configs.common import PHANTOMS
 
 NODULE_CONTRAST = 3.0
-RATES = (0.002, 0.006, 0.02)
 SHOWN = ("Nodule", "macro")
 DIFFERENCES = (
     ("GLoRI - linear, pre-trained", "glori_pretrained", "linear_pretrained"),
@@ -100,7 +99,6 @@ def main(argv: list[str] | None = None) -> None:
         "objective__findings": PHANTOMS,
         "batch_size": 64,
         "total_steps": max(1, epochs * count // 2 // 64),
-        "probe__grid__blr": RATES,
     }
     predictions: dict[str, list[probing.Predictions]] = {}
     for seed in range(args.seeds):

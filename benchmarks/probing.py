@@ -45,6 +45,8 @@ PROBES = {
         "objective.head.width": 64,
         "objective.head.heads": 4,
         "objective.head.hidden": 128,
+        # Each costs as much as the encoder's features; a linear probe tries the config's 13.
+        "probe.grid.blr": (0.002, 0.006, 0.02),
     },
 }
 
