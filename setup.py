@@ -41,8 +41,11 @@ EXTRAS = {
         "torch",  # the DataLoader and the training step beside ours
         "transformers",  # Hugging Face's ViTMAE
     ],
-    # Weights of other code bases (docs/weights.md); only models/weight_files.py imports them.
+    # Weights of other code bases and for them (docs/weights.md); only models/weight_files.py and
+    # exports/graph.py import them.
     "convert": [
+        "onnx>=1.18",  # writes and checks --config.export.format=onnx
+        "onnxruntime",  # runs it in the parity tests
         "timm",  # its vision transformers, which the parity tests run
         "torch>=2.10",  # reads .pth as weights only; the floor is CVE-2026-24747
         "transformers",  # Hugging Face's models, which the parity tests run
@@ -51,7 +54,10 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "dev": [
         "beartype",  # checks jaxtyping signatures at run time
+        "ipykernel",  # runs the notebooks, with the two below
         "matplotlib",  # the curves in docs/
+        "nbclient",
+        "nbformat",
         "pyright",
         "pytest",
         "pytest-xdist",  # the suite on both cores

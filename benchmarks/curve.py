@@ -37,7 +37,9 @@ def measure(work: Path, flags: list[str]) -> dict[str, Any]:
 
 
 def _scores(work: Path) -> dict[str, Any] | None:
-    found = [*work.glob("eval/classification_test/*/metrics.json"), *work.glob("eval/knn/*.json")]
+    tested = work.glob("eval/classification_test/step_*/metrics.json")
+    found = sorted(tested, key=lambda path: int(path.parent.name.removeprefix("step_")))
+    found += work.glob("eval/knn/metrics.json")
     return json.loads(found[-1].read_text()) if found else None
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from xmae_jax import checkpoint
 from xmae_jax import config as config_lib
+from xmae_jax.data.manifest import film_format
 from xmae_jax.data.records import Records
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import split
@@ -50,7 +51,10 @@ def make_run(workdir: Path, config: str, *, data: Path | None = None, step: int 
     extra = noise(jax.eval_shape(objective.start, params))
     state = jax.tree.map(jnp.asarray, TrainState(np.int32(step), params, frozen, {}, extra, {}))
     sources = [Records(path, made.data.split) for path in made.data.paths]
-    listed = [{"records": len(s), "digest": s.digest} for s in sources]
+    listed = [
+        {"records": len(s), "digest": s.digest, "film": film_format(path)}
+        for path, s in zip(made.data.paths, sources, strict=True)
+    ]
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(config_lib.to_json(made))
     run = Run(workdir, "0123456789abcdef", listed)

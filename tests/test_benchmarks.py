@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,36 @@ def test_their_step_runs(capsys):
 
 def _missing(*_):
     raise ImportError("no torch here")
+
+
+def test_a_curve_goes_on_where_it_was_stopped(monkeypatch, tmp_path, capsys):
+    from benchmarks import curve
+
+    started = []
+
+    def run(argv, *, check):
+        started.append(argv[3:])
+        work = Path(argv[3].removeprefix("--workdir="))
+        work.mkdir(parents=True, exist_ok=True)
+        if "--task=evaluate" in argv:
+            (work / "eval/classification_test/step_1").mkdir(parents=True)
+            auroc = 0.7 if "_1/" in str(work) else 0.5 + 0.1 * int(str(work)[-1])
+            scores = {"macro_auroc": auroc, "macro_average_precision": None}
+            path = work / "eval/classification_test/step_1/metrics.json"
+            path.write_text(json.dumps(scores))
+        else:
+            (work / "final.json").write_text("{}")
+
+    monkeypatch.setattr(curve.subprocess, "run", run)
+    argv = ["--output", str(tmp_path), "--vary", "data.label_fraction=0.1,1", "--seeds", "0", "1"]
+    for times in (1, 2):
+        assert curve.main([*argv, "--", "--config=configs/finetune_full.py"]) == 0
+        assert len(started) == 8, times  # the second time nothing is left to do
+    assert started[0][1:] == [
+        "--config=configs/finetune_full.py", "--config.data.label_fraction=0.1", "--config.seed=0",
+    ]  # fmt: skip
+    first, small, whole = capsys.readouterr().out.splitlines()[-3:]
+    assert first.startswith("data.label_fraction") and "(2 seeds)" in first
+    assert small.split()[:3] == ["0.1", "0.5500", "(0.5000-0.6000)"] and "undefined" in small
+    assert whole.split()[:3] == ["1", "0.7000", "(0.7000-0.7000)"]
+    assert (tmp_path / "curve.csv").read_text().splitlines()[1] == "0.1,0,0.5,"

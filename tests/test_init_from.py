@@ -15,6 +15,7 @@ from tests.runs import command, finish
 from tests.test_checkpoint import checkpoints, placed, save
 from xmae_jax import init_from, rng, sharding
 from xmae_jax.digest import flatten
+from xmae_jax.objectives.probe import Probe
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_an_encoder_goes_from_pretraining_to_recognition(tmp_path, mesh):
     classifier = small(encoder=small_encoder(), image_size=32)
     loaded, told = init_from.load(str(tmp_path), **wanted(classifier, mesh))
     assert told == [
-        f"parameters from {tmp_path}: encoder; decoder left out; head starts anew (averages)"
+        f"parameters from {tmp_path}: encoder; decoder left out (averages); head starts anew"
     ]
     assert loaded.keys() == {"encoder"}
     # Evaluation saw the average, so that is what goes on.
@@ -49,6 +50,26 @@ def test_an_encoder_goes_from_pretraining_to_recognition(tmp_path, mesh):
         ValueError, match="extra encoder/blocks/mlp/up/bias.*missing encoder/blocks"
     ):
         init_from.load(str(tmp_path), **wanted(gated, mesh))
+
+
+def test_a_head_goes_on_for_the_same_findings_alone(tmp_path, mesh):
+    """Heads of equal shapes may answer for other findings, or be many side by side."""
+    old = small(encoder=small_encoder(), image_size=32)
+    _, _, init = placed(old, mesh)
+    save(checkpoints(tmp_path), 5, init(rng.key(3, "init")))
+    told = {"head": dataclasses.asdict(old.head), "findings": old.findings}
+    (tmp_path / "config.json").write_text(json.dumps({"objective": told}))
+
+    def parts(objective):
+        loaded, lines = init_from.load(str(tmp_path), **wanted(objective, mesh))
+        assert ("head starts anew" in lines[0]) == ("head" not in loaded)
+        return loaded.keys()
+
+    assert parts(old) == {"encoder", "head"}
+    other = dataclasses.replace(old, findings=("Nodule", "Edema", "Mass"))
+    assert parts(other) == {"encoder"}
+    for members in (None, 2):
+        assert parts(Probe(old, "films", members)) == {"encoder"}
 
 
 def test_a_weights_file_lies_as_the_mesh_says(tmp_path, mesh):

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 LAYERS = [
     {"main"},
     {"tasks"},
-    {"train", "infer", "evaluators"},
+    {"train", "infer", "evaluators", "exports"},
     {"program", "init_from"},
     {"step", "checkpoint", "incidents", "rundir", "writers"},
     {"config"},

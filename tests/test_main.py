@@ -42,6 +42,7 @@ USAGE_ERRORS = [
     (["--nonsense=1"], ["nonsense"]),
     (["stray"], ["unexpected arguments: stray"]),
     (["--task=fly"], ["task"]),
+    (["--task=evaluate"], ["leave out --config"]),
     (["--config.data.mixture=(3,)"], ["mixture"]),
     (["--config.micro_batch_size=-4"], ["micro_batch_size -4"]),
     (["--config.micro_batch_size=0"], ["micro_batch_size 0"]),

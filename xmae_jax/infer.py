@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -17,11 +17,17 @@ Predict = Callable[[TrainState, dict[str, jax.Array]], dict[str, jax.Array]]
 Row = dict[str, Any]
 
 
-def compile_predict(fn: Callable[..., Any], mesh: Mesh, key: jax.Array) -> Predict:
-    """Jit `fn(params, frozen, extra, batch, key)`; batch and outputs lie whole on every device."""
+def compile_predict(
+    fn: Callable[..., Any], mesh: Mesh, key: jax.Array, *, leave_out: Collection[str] = ()
+) -> Predict:
+    """Jit `fn(params, frozen, extra, batch, key)`; batch and outputs lie whole on every device.
+
+    leave_out: large arrays of the batch that nobody wants back.
+    """
 
     def predict(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {**batch, **fn(state.params, state.frozen, state.extra, batch, key)}
+        kept = {name: array for name, array in batch.items() if name not in leave_out}
+        return {**kept, **fn(state.params, state.frozen, state.extra, batch, key)}
 
     return jax.jit(predict, out_shardings=sharding.replicated(mesh))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,17 @@ def load(
     params: gives shapes; objective: whose settings the file's must be. Returns (a nested dict of
     these parts, lines to print). Raises ValueError with the list of what does not fit.
     """
-    if checkpoint.step_directories(path):
-        loaded, told = checkpoint.load_params(path, params, shardings=shardings)
-        return loaded, [f"parameters from {path}: {told}"]
     objective = getattr(objective, "objective", objective)  # inside one that fails on demand
+    if checkpoint.step_directories(path):
+        other = "head" in params and not _same_head(path, objective)
+        parts = [name for name in params if name != "head" or not other]
+        loaded, told = checkpoint.load_params(
+            path,
+            {name: params[name] for name in parts},
+            shardings={name: shardings[name] for name in parts},
+        )
+        told += "; head starts anew" * other
+        return loaded, [f"parameters from {path}: {told}"]
     encoder = getattr(objective, "encoder", None)
     if not isinstance(encoder, EncoderConfig):
         raise ValueError(f"{path} is an encoder, and this objective has none")
@@ -58,3 +67,16 @@ def load(
     loaded = nested({name: place(name) for name in wanted})
     lines = [f"parameters from {foreign.path} ({foreign.table}): {told}"]
     return loaded, lines + foreign.notes + reshaped
+
+
+def _same_head(run: str, objective: Any) -> bool:
+    """Say whether a run has the head of an objective, for the same findings in the same order."""
+    if not hasattr(objective, "findings"):  # many heads side by side
+        return False
+    try:
+        there = json.loads((Path(run) / "config.json").read_text())["objective"]
+        pair = there["head"], there["findings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    here = json.loads(json.dumps([dataclasses.asdict(objective.head), objective.findings]))
+    return [*pair] == here

@@ -27,8 +27,8 @@ from xmae_jax.typing import Params, leaf_path
 EPSILON = 1e-8
 NO_DECAY = re.compile(r".*(^|/)(bias|scale|gamma[12]|queries)")
 """Biases, norms and layer scales do not decay; tokens and positions do, as with He et al. (arXiv
-2111.06377, appendix A) and Oquab et al. (DINOv2, arXiv 2304.07193). A head's queries do not: those
-without gradient stay what they are, frozen by pattern or not."""
+2111.06377, appendix A) and Oquab et al. (DINOv2, arXiv 2304.07193). `queries` of a head are fixed,
+and have to stay what they are even where no pattern freezes them."""
 
 
 @dataclasses.dataclass(frozen=True)

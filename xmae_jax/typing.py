@@ -111,7 +111,7 @@ class Objective(Protocol):
         """Make `extra` from the trained parameters, at the start or after `init_from`."""
         ...
 
-    def prepare(self, batch: Batch, rng: jax.Array, step: jax.Array) -> Prepared:
+    def prepare(self, batch: Batch, rng_key: jax.Array, step: jax.Array) -> Prepared:
         """Draw masks for the global batch, and weigh each term."""
         ...
 
@@ -121,7 +121,7 @@ class Objective(Protocol):
         frozen: Params,
         extra: Params,
         batch: Batch,
-        rng: jax.Array,
+        rng_key: jax.Array,
         step: jax.Array,
     ) -> LossOut:
         """Sum each term over the rows of `batch`; a draw per row belongs into `prepare`."""

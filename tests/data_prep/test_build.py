@@ -18,6 +18,7 @@ from data_prep import splits
 from data_prep.build import main
 from tests.data.made import dicom
 from xmae_jax.data.index import label_matrix, read_entries
+from xmae_jax.data.manifest import load_manifest
 from xmae_jax.data.records import FINDINGS, Records, decode_image, decode_mask
 
 HEX = set("0123456789abcdef")
@@ -522,11 +523,14 @@ def test_films_and_masks_of_other_licences_are_left_out(archive, tmp_path):
     assert run(archive, tmp_path / "out", "--licences", "A, all") == 0
     films = [film for of in everything(tmp_path / "out").values() for film in of]
     assert len(films) == 18 and all(film["lung_mask"] is None for film in films)
+    counts = load_manifest(tmp_path / "out")["counts"]
+    assert (counts["licences"], counts["mask_licences"]) == ({"A, all": 18}, {})
     rejected = (tmp_path / "out/rejected.csv").read_text()
     assert rejected.count("licence not among those asked for") == 8  # and two without a row
     assert run(archive, tmp_path / "two", "--licences", "A, all", "C") == 0
     films = [film for of in everything(tmp_path / "two").values() for film in of]
     assert sum(film["lung_mask"] is not None for film in films) == 1
+    assert load_manifest(tmp_path / "two")["counts"]["mask_licences"] == {"C": 1}
 
 
 def test_films_of_unknown_patients_and_reports_are_told(archive, tmp_path, capsys):

@@ -2,13 +2,13 @@
 
 import csv
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from xmae_jax.data.index import Entry
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.scores.predictions import PredictionsError, from_csv
 from xmae_jax.scores.summary import summarise
@@ -20,7 +20,7 @@ FINDINGS = ("Edema", "Mass", "Hernia")
 
 def entry(index, split):
     """Make what the evaluator reads of a line of the index: three films a patient."""
-    return SimpleNamespace(
+    made = dict(
         id=f"{split}{index}",
         patient=f"{split}p{index // 3}",
         study=f"s{index // 2}",
@@ -29,6 +29,7 @@ def entry(index, split):
         sex=("F", "M", "")[index % 3],
         age=float("nan") if index % 5 == 0 else float(index % 95),
     )
+    return Entry(**dict.fromkeys(Entry._fields, "") | made)
 
 
 def row(index, *, seed=0):

@@ -80,9 +80,11 @@ def test_a_file_alone_and_films_of_validation(made):
     assert "chosen on the very films" in val and "not looked for" in val
 
 
-def test_no_film_makes_a_page():
-    none = predictions(0)
-    assert "Split" in page(summarise(none, "test"), none)
+def test_few_films_make_a_page_too():
+    for few in (predictions(0), predictions(1), predictions(30)):
+        text = page(summarise(few, "test"), few)
+        Tags(text)
+        assert "There are none: no film of the split val" in text and "nan" not in text
 
 
 def test_curves_pass_through_what_thresholds_give():

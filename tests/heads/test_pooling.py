@@ -66,7 +66,7 @@ def test_attentive_against_numpy(valid):
         for h in range(4):
             keys = x[seen] @ p["key/kernel"][:, h] + p["key/bias"][h]
             values = x[seen] @ p["value/kernel"][:, h] + p["value/bias"][h]
-            weights = np.exp(keys @ p["queries"][0, h] / 2.0)  # sqrt(16 / 4)
+            weights = np.exp(keys @ p["query"][0, h] / 2.0)  # sqrt(16 / 4)
             weights /= weights.sum()
             pooled.append(weights @ values)
             for finding in range(5):

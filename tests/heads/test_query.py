@@ -23,6 +23,7 @@ from tests.heads.made import (
     rows_of,
     spoiled,
 )
+from tests.objectives.test_supervised import small
 from xmae_jax import sharding
 from xmae_jax.heads import make_head
 from xmae_jax.heads.parts import dropout
@@ -151,7 +152,7 @@ def test_fixed_queries_have_no_gradient_and_learned_ones_do():
     assert not np.any(fixed.pop("queries"))
     # Keys' biases move all scores alike.
     assert all(np.any(g) for name, g in fixed.items() if name != "attention/k/bias")
-    assert np.any(gradient(dataclasses.replace(SMALL, queries="learned"))["queries"])
+    assert np.any(gradient(dataclasses.replace(SMALL, queries="learned"))["learned_queries"])
 
 
 def test_what_is_not_valid_reaches_no_value_and_no_gradient():
@@ -170,7 +171,8 @@ def test_what_is_not_valid_reaches_no_value_and_no_gradient():
 
 
 def test_a_row_without_valid_patches_is_finite():
-    out = head_of(SMALL, 4)(spoiled(features_of(valid=np.zeros((3, 8), bool))))
+    apply, params = as_function(head_of(SMALL, 4))
+    out = apply(params, spoiled(features_of(valid=np.zeros((3, 8), bool))))
     assert all(np.all(np.isfinite(x)) for x in out.values())
 
 
@@ -239,13 +241,15 @@ def test_parameters_start_as_pytorch_starts_them():
     assert not np.any(p["attention/out/bias"]) and not np.any(p["readout/bias"])
 
 
-def test_every_parameter_has_a_place_and_kernels_alone_decay():
-    params = params_of(head_of(SMALL, 4))
+@pytest.mark.parametrize("queries", ["fixed", "learned"])
+def test_every_parameter_has_a_place_and_what_is_fixed_does_not_decay(queries):
+    params = params_of(head_of(dataclasses.replace(SMALL, queries=queries), 4))
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     placed = sharding.state_shardings({"params": {"head": params}}, mesh)
     assert flat(placed["params"]["head"]).keys() == flat(params).keys()
-    for name in flat(params):
-        assert bool(NO_DECAY.fullmatch(f"head/{name}")) is not name.endswith("kernel"), name
+    decay = {name for name in flat(params) if not NO_DECAY.fullmatch(f"head/{name}")}
+    kernels = {name for name in flat(params) if name.endswith("kernel")}
+    assert decay == kernels | ({"learned_queries"} if queries == "learned" else set())
 
 
 @pytest.fixture
@@ -275,6 +279,15 @@ def test_text_queries_go_by_name_and_train_their_map_alone(words):
     paths["queries"] = jnp.maximum(mapped, 0)
     want, _ = definition(nested(paths), config, features, findings=3)
     np.testing.assert_allclose(apply(params, features)["logits"], want, rtol=1e-5, atol=1e-5)
+
+
+def test_an_objective_makes_text_queries_or_refuses_its_config(words):
+    file, _ = words
+    config = dataclasses.replace(SMALL, queries="text", text=file)
+    shapes = jax.eval_shape(small(head=config, findings=("Mass", "Edema")).init, jax.random.key(0))
+    assert shapes["head"]["queries"].shape == (2, 6)
+    with pytest.raises(ValueError, match="words.safetensors has no embedding of Fibrosis"):
+        small(head=config, findings=("Mass", "Fibrosis"))
 
 
 def test_text_that_cannot_be_used_is_named(words, tmp_path):

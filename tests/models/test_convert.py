@@ -203,6 +203,12 @@ def without(arrays, name):
         (state_dict() | {"norm.bias": np.full(16, np.nan)}, ["not finite: norm.bias"]),
         (state_dict() | {"module.norm.bias": np.ones(16)}, ["two parameters of one name"]),
         (state_dict(channels=2), ["2 channels, and mean"]),
+        (state_dict() | {"cls_token": np.ones(16)}, ["cls_token is to have one shape of 3 axes"]),
+        (state_dict() | {"blocks.1.norm1.bias": np.ones(8)}, ["blocks.{}.norm1.bias is to have"]),
+        (state_dict() | {"patch_embed.proj.weight": np.ones((16, 16))}, ["one shape of 4 axes"]),
+        (state_dict() | {"pos_embed": np.ones((10, 16))}, ["pos_embed is (10, 16)"]),
+        (state_dict() | {"pos_embed": np.ones((1, 10, 8))}, ["and the width is 16"]),
+        (state_dict() | {"pos_embed": np.ones((1, 12, 16))}, ["12 positions are no square grid"]),
         ({"conv.weight": np.ones((3, 3))}, ["not in the format of", "it has conv.weight"]),
     ],
 )
@@ -224,6 +230,10 @@ def test_settings_of_a_folder_are_compared(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({key: value}))
         with pytest.raises(ValueError, match=word):
             fitted(read_foreign(tmp_path))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "preprocessor_config.json").write_text('{"rescale_factor": 1.0}')
+    with pytest.raises(ValueError, match="does not scale pixels"):
+        read_foreign(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         read_foreign(tmp_path)
@@ -306,6 +316,22 @@ def test_a_training_checkpoint_with_its_arguments_is_read(tmp_path):
     )
     params = read_foreign(tmp_path / "x.pth").params
     np.testing.assert_array_equal(params["encoder/norm/scale"], arrays["norm.weight"])
+
+
+def test_the_names_of_dinov2s_own_code_are_read(tmp_path):
+    draw = np.random.default_rng(6)
+    more = {"register_tokens": (1, 3, 16), "mask_token": (1, 16)}
+    more |= {f"blocks.{i}.ls{j}.gamma": (16,) for i in (0, 1) for j in (1, 2)}
+    arrays = state_dict() | {n: draw.normal(size=s).astype(np.float32) for n, s in more.items()}
+    save_file({f"teacher.backbone.{n}": x for n, x in arrays.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="not in the format"):
+        read_foreign(tmp_path / "x.safetensors")
+    save_file({f"backbone.{n}": x for n, x in arrays.items()}, tmp_path / "x.safetensors")
+    foreign = read_foreign(tmp_path / "x.safetensors")
+    assert "left out: mask_token" in foreign.notes
+    params, _ = fitted(foreign, registers=3, layer_scale=1.0)
+    np.testing.assert_array_equal(params["encoder/registers"], arrays["register_tokens"])
+    np.testing.assert_array_equal(params["encoder/blocks/gamma2"][1], arrays["blocks.1.ls2.gamma"])
 
 
 def test_half_precision_is_read(tmp_path):

@@ -30,14 +30,14 @@ def theirs(image: np.ndarray, mean=(0.5,) * 3, std=(0.5,) * 3):
     return torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
 
 
-def jittered(model):
+def jittered(model, *, scale: float = 0.1):
     """Move every parameter, as fresh biases are 0 and fresh scales 1, which hides errors."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 
 

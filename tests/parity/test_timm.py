@@ -51,7 +51,8 @@ def test_the_head_is_left_out_and_told(tmp_path):
 @pytest.mark.slow  # 86 million parameters on both sides
 def test_base_of_patch_16(tmp_path):
     torch.manual_seed(0)
-    model = jittered(timm.create_model("vit_base_patch16_224", pretrained=False))
+    # By as much as its own weights: ten times that are 1.4e-4 of rounding after twelve blocks.
+    model = jittered(timm.create_model("vit_base_patch16_224", pretrained=False), scale=0.01)
     half = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     image = films(1, 224)
     want = model.forward_features(theirs(image, **half))

@@ -53,6 +53,18 @@ def test_by_hand():
     assert covariance[0, 0] == pytest.approx(0.125 / 2 + 0.125 / 2)
 
 
+def test_a_published_example():
+    """CT ratings of Hanley and McNeil 1982, table I; Stata's manual has area, error and interval.
+
+    https://doi.org/10.1148/radiology.143.1.7063747; [R] roctab.
+    """
+    normal, abnormal = [33, 6, 6, 11, 2], [3, 2, 2, 11, 33]
+    ratings = np.repeat([1.0, 2, 3, 4, 5] * 2, normal + abnormal)
+    (auroc,), ((variance,),) = delong.covariance(ratings[None], np.arange(109) >= 58)
+    assert round(auroc, 4) == 0.8932 and round(variance**0.5, 4) == 0.0307
+    assert np.round(delong.interval(auroc, variance), 5).tolist() == [0.83295, 0.95339]
+
+
 def test_p_value_and_interval():
     scores, labels = made(60, levels=1e9)
     aurocs, covariance = brute_force(scores[:2], labels)

@@ -171,3 +171,17 @@ def test_no_film_and_one_film():
         assert metrics["films"] == films and metrics["macro"]["auroc"] is None
         assert metrics["macro"]["left_out"] == ["Edema", "Mass", "Hernia"]
         json.dumps(metrics, allow_nan=False)
+
+
+def test_one_patient_has_no_intervals():
+    made = predictions(40)
+    films = tuple(film._replace(patient="p") for film in made.films)
+    val = tuple(film._replace(split="val") for film in films)
+    twice = Predictions(
+        made.findings, films + val, *(np.tile(x, (2, 1)) for x in (made.logits, made.labels))
+    )
+    metrics = summarise(twice, "test")
+    edema = metrics["findings"]["Edema"]
+    assert edema["auroc"] is not None and edema["auroc_interval"] is None
+    assert edema["threshold"]["f1"] > 0 and edema["threshold"]["f1_interval"] is None
+    assert metrics["macro"]["auroc_interval"] is None

@@ -87,7 +87,7 @@ def test_names_of_heads(classifier, shards, tmp_path):
     attentive = dict(kind="attentive", layers=2, width=16, heads=2)
     config = make_run(tmp_path / "run", "finetune_full", data=shards, objective__head=attentive)
     found = load_file(exported(tmp_path / "run", config, "safetensors", name="a") / "a.safetensors")
-    assert {"head.queries", "head.key.kernel", "head.out.bias"} <= found.keys()
+    assert {"head.query", "head.key.kernel", "head.out.bias"} <= found.keys()
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,7 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     for step, auroc in ((2, 0.1), (7, 0.75)):
         entry = dict(n_positive=3, n_negative=40, auroc=auroc, auroc_interval=[0.625, 0.875])
         entry |= dict(average_precision=None, average_precision_interval=None)
+        entry["threshold"] = dict(probability=0.25, sensitivity=0.5, sensitivity_interval=[0, 1])
         metrics = dict(split="test", films=43, patients=41, findings={"Nodule": entry}, macro={})
         where = workdir / f"eval/classification_test/step_{step}"
         where.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,9 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     head, _, text = card.removeprefix("---\n").partition("\n---\n")
     assert "pipeline_tag: image-classification" in head and "chest-x-ray" in head
     assert "Not a medical device" in text
-    assert "| Nodule | 3 | 40 | 0.750 (0.625 to 0.875) | undefined |" in text
+    assert (
+        "| Nodule | 3 | 40 | 0.750 (0.625 to 0.875) | undefined | 0.2500 | 0.500 (0.000 to" in text
+    )
     assert "0.100" not in text
     assert "CC0-1.0: 40" in text and "train: 31" in text
     for origin in (provenance.origin_of_run(path, step=7) for path in (workdir, mae[0])):
@@ -192,7 +195,9 @@ def test_public_is_refused_by_name_of_data_set_and_licence(shards, tmp_path, lic
     config = make_run(tmp_path / "run", "quickstart", data=data)
     with pytest.raises(ConfigError, match=why) as error:
         exported(tmp_path / "run", config, "safetensors", public=True)
-    assert "data set 'hospital'" in str(error.value) and (licence or masks or "") in str(error.value)
+    assert "data set 'hospital'" in str(error.value) and (licence or masks or "") in str(
+        error.value
+    )
     assert not (tmp_path / "run/export").exists()
     card = (exported(tmp_path / "run", config, "safetensors") / "README.md").read_text()
     assert "Not for the public" in card and "may not be given to the public" in card
@@ -201,7 +206,9 @@ def test_public_is_refused_by_name_of_data_set_and_licence(shards, tmp_path, lic
 def test_public_is_refused_for_what_a_run_was_begun_from(shards, tmp_path):
     data = relicensed(shards, tmp_path / "hospital", "CC BY-NC 4.0")
     first = make_run(tmp_path / "first", "quickstart", data=data)
-    second = make_run(tmp_path / "run", "finetune_full", data=shards, init_from=str(tmp_path / "first"))
+    second = make_run(
+        tmp_path / "run", "finetune_full", data=shards, init_from=str(tmp_path / "first")
+    )
     with pytest.raises(ConfigError, match=r"CC BY-NC 4\.0: non-commercial use only \(by init_from"):
         exported(tmp_path / "run", second, "safetensors", public=True)
     # A file that was exported tells of its own terms; one of others does not.
@@ -218,7 +225,9 @@ def test_public_is_refused_for_what_a_run_was_begun_from(shards, tmp_path):
 
 
 def test_public_is_refused_where_the_data_are_gone(shards, tmp_path):
-    config = make_run(tmp_path / "run", "quickstart", data=shutil.copytree(shards, tmp_path / "set"))
+    config = make_run(
+        tmp_path / "run", "quickstart", data=shutil.copytree(shards, tmp_path / "set")
+    )
     shutil.rmtree(tmp_path / "set")
     with pytest.raises(ConfigError, match="data set 'set': not there"):
         exported(tmp_path / "run", config, "safetensors", public=True)
@@ -297,7 +306,7 @@ def test_what_export_is_asked_is_no_part_of_a_run(shards, tmp_path, monkeypatch)
         raise Seen(config.export)
 
     config = make_run(tmp_path / "run", "quickstart", data=shards)
-    monkeypatch.setattr(train, "_objective", see)
+    monkeypatch.setattr(train, "open_objective", see)
     changed = dataclasses.replace(config, export=ExportConfig("onnx", True, "x"))
     with pytest.raises(Seen) as seen:
         train.run(changed, tmp_path / "run", allow_config_change=False, allow_fresh=False)

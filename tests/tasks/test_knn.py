@@ -39,6 +39,7 @@ def test_every_film_is_scored_once_and_the_file_says_it_all(scored, shards):
     again = summarise(predictions, "test")
     for name in ("macro_auroc", "macro_average_precision"):
         assert metrics[name] == again[name]
+    assert "nearest by cls features" in (folder / "report.html").read_text()
     about = metrics["knn"]
     train = sum(e.split == "train" for e in entries)
     assert about["references"] == train and [*about["by_k"]] == ["3", "5", str(train)]
@@ -65,7 +66,7 @@ def test_what_cannot_be(shards, tmp_path):
 
 
 def test_a_film_beside_itself_is_found():
-    """The nearest of a film among others and itself is itself: features and labels stand in line."""
+    """The nearest film of a film is itself: features and labels stand in line."""
     draw = np.random.default_rng(0)
     features = draw.normal(size=(50, 8)).astype(np.float32)
     labels = draw.integers(0, 2, size=(50, 3)).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.test_configs import resolved
-from xmae_jax.config import ConfigError
+from xmae_jax.config import ConfigError, to_json
 from xmae_jax.data.features import (
     FeatureSource,
     FeatureView,
@@ -41,7 +41,7 @@ def rows(count=5, *, seed=0, poison=False):
 
 
 def test_features_are_a_source(tmp_path):
-    write_features(tmp_path, KEY, rows(), count=5)
+    write_features(place_of_features(tmp_path, KEY), KEY, rows(), count=5)
     source = FeatureSource(place_of_features(tmp_path, KEY), KEY)
     assert len(source) == 5 and [p.name for p in tmp_path.iterdir()] == [source.directory.name]
     want = dict((i, arrays) for i, _, arrays in rows())
@@ -64,7 +64,7 @@ def test_features_are_a_source(tmp_path):
 
 
 def test_features_that_are_not_what_was_written_are_refused(tmp_path):
-    write_features(tmp_path, KEY, rows(), count=5)
+    write_features(place_of_features(tmp_path, KEY), KEY, rows(), count=5)
     place = place_of_features(tmp_path, KEY)
     with pytest.raises(DataError, match="another encoder"):
         FeatureSource(place, {**KEY, "encoder": "other"})
@@ -80,9 +80,9 @@ def test_features_that_are_not_what_was_written_are_refused(tmp_path):
 
 def test_features_written_half_are_not_there(tmp_path):
     with pytest.raises(DataError, match="film4: the encoder's pooled are not finite"):
-        write_features(tmp_path, KEY, rows(poison=True), count=5)
+        write_features(place_of_features(tmp_path, KEY), KEY, rows(poison=True), count=5)
     assert not place_of_features(tmp_path, KEY).exists() and len([*tmp_path.iterdir()]) == 1
-    write_features(tmp_path, KEY, rows(), count=5)
+    write_features(place_of_features(tmp_path, KEY), KEY, rows(), count=5)
     assert len([*tmp_path.iterdir()]) == 1
 
 
@@ -155,10 +155,19 @@ def test_a_finished_probe_and_a_changed_one(config, done, capsys):
         run(dataclasses.replace(config, probe=grid), done)
 
 
-def test_the_encoder_is_that_of_the_run(config, reference):
-    taken = probe.with_encoder(dataclasses.replace(config, init_from=str(reference)))
-    assert taken.objective["encoder"]["width"] == 192
+def test_the_encoder_is_that_of_the_run(config, tmp_path):
+    """Settings are taken from a run, whatever the config says, and not from anything else."""
     assert probe.with_encoder(config) == config
+    foreign = dataclasses.replace(config, init_from=str(tmp_path))
+    assert probe.with_encoder(foreign) == foreign
+    (tmp_path / "checkpoints/3").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(to_json(resolved("pretrain_640")))
+    taken = probe.with_encoder(foreign)
+    assert taken.objective["encoder"] == resolved("pretrain_640").objective["encoder"]
+    assert {**taken.objective, "encoder": None} == {**config.objective, "encoder": None}
+    (tmp_path / "config.json").write_text(to_json(resolved("segment_lungs")))
+    with pytest.raises(ConfigError, match="has no encoder"):
+        probe.with_encoder(foreign)
 
 
 def test_macro_leaves_out_what_is_undefined():
@@ -167,3 +176,17 @@ def test_macro_leaves_out_what_is_undefined():
     auroc, average = macro(logits, labels)
     assert (auroc, average) == (0.5, 0.75)
     assert macro(logits, np.full((3, 3), np.nan)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("data", dict(eval_split=None), "data.eval_split, which is None"),
+        ("data", dict(crop_scale=(0.5, 1.0)), "set data.crop_scale to None"),
+        ("optim", dict(grid=Grid((1.0,), (0.0,))), "optim.grid has several"),
+    ],
+)
+def test_what_a_probe_has_no_use_for_is_refused(part, change, words):
+    small = resolved("finetune_linear", "smoke")
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(small, **{part: dataclasses.replace(getattr(small, part), **change)})

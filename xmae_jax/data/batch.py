@@ -6,14 +6,14 @@ import dataclasses
 import gc
 import signal
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
 from xmae_jax.data.processes import die_with_parent
-from xmae_jax.data.records import DataError, Records
+from xmae_jax.data.records import DataError
 
 Arrays = dict[str, np.ndarray]
 View = Callable[[dict[str, Any], np.random.Generator, Arrays], Arrays]
@@ -21,6 +21,29 @@ View = Callable[[dict[str, Any], np.random.Generator, Arrays], Arrays]
 
 A view may write an array straight into its row, and returns it all the same.
 """
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to examples: `Records`, or features that were made of them."""
+
+    digest: str
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one; DataError if it is damaged."""
+        ...
+
+    def damage(self, index: int, error: Exception) -> DataError:
+        """Name an example that is damaged."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Say where an example lies."""
+        ...
 
 
 def row_rng(seed: int, step: int, row: int) -> np.random.Generator:
@@ -42,7 +65,7 @@ class LoadStep:
     """
 
     ids: Callable[[int], Int[np.ndarray, "b 2"]]
-    sources: Sequence[Records]
+    sources: Sequence[Source]
     view: View
     seed: int
     rows: slice | Int[np.ndarray, " r"]

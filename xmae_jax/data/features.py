@@ -7,16 +7,18 @@ when it is whole; nothing in it is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 
 from xmae_jax.data.findings import place_of
 from xmae_jax.data.manifest import DataError, file_digest
@@ -109,18 +111,18 @@ def standardisation(
     Those of a BatchNorm without scale and bias over the whole split, with the epsilon of MAE's
     linear probe (facebookresearch/mae, main_linprobe.py): sqrt(variance + 1e-6).
     """
-    total, squares, count = np.float64(0), np.float64(0), 0
-    for around in (False, True):  # twice, since a difference of large squares would lose digits
-        mean = total / max(count, 1) if around else np.float64(0)
+
+    def chunks() -> Iterator[Float64[np.ndarray, "r l 2 d"]]:
         for source, own in zip(sources, rows, strict=True):
             for first in range(0, len(own), _CHUNK):
-                x = source.pooled(own[first : first + _CHUNK]).astype(np.float64)
-                if around:
-                    squares = squares + ((x - mean[None]) ** 2).sum(axis=0)
-                else:
-                    total, count = total + x.sum(axis=0), count + len(x)
-    deviation = np.sqrt(squares / max(count, 1) + 1e-6)
-    return (total / max(count, 1)).astype(np.float32), deviation.astype(np.float32)
+                yield source.pooled(own[first : first + _CHUNK]).astype(np.float64)
+
+    totals = [(x.sum(axis=0), len(x)) for x in chunks()]
+    count = max(sum(n for _, n in totals), 1)
+    mean = np.sum([total for total, _ in totals], axis=0) / count
+    # A second pass, since a difference of large squares would lose digits.
+    variance = np.sum([((x - mean[None]) ** 2).sum(axis=0) for x in chunks()], axis=0) / count
+    return mean.astype(np.float32), np.sqrt(variance + 1e-6).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,15 +151,26 @@ class FeatureView:
         return example
 
 
+@contextlib.contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Wait until no other run on this machine writes the same features."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_features(
-    folder: str | os.PathLike,
+    place: Path,
     key: dict[str, Any],
     rows: Iterable[tuple[int, str, dict[str, np.ndarray]]],
     *,
     count: int,
 ) -> None:
-    """Write (index, id, arrays) of records, of which there are `count`; some may be left out."""
-    place = place_of_features(folder, key)
+    """Write (index, id, arrays) of records, of which there are `count`; some may be left out.
+
+    What a killed run left half written is written anew.
+    """
     partial = place.with_name(f"partial_{place.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -183,6 +196,4 @@ def write_features(
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    if place.exists():
-        shutil.rmtree(place)
     partial.rename(place)

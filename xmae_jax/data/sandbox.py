@@ -128,7 +128,7 @@ class Sandbox:
         except (EOFError, OSError):  # OSError: killed in the middle of its answer
             raise _Lost from None
         if kind == "film":
-            raise FilmError(value)
+            raise FilmError(str(value))
         if kind == "system":
             raise OSError(value)
         return value

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.special import expit
 
 from xmae_jax import writers
+from xmae_jax.data.index import Entry
 from xmae_jax.scores.predictions import Film, from_csv, to_csv
 from xmae_jax.scores.summary import summarise
 
@@ -32,7 +33,7 @@ class Classification:
     """The evaluator; it scores the last of the splits that it has entries of."""
 
     findings: tuple[str, ...]
-    entries: Mapping[str, Sequence[Sequence[Any]]]
+    entries: Mapping[str, Sequence[Sequence[Entry]]]
     """Split -> the lines of `index.csv` of each source, in the order of its records."""
     train_positive: Shaped[np.ndarray, " c"] | None
     """Films of the training split with each finding; None where that is not known."""
@@ -123,18 +124,37 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
     )
     if macro["left_out"]:
         yield f"  not in the mean, having one side only: {', '.join(macro['left_out'])}"
+    yield from _decided(macro, metrics["chosen_on"])
     if metrics["frequency_groups"]:
         yield f"  {metrics['frequency_groups']['rule']}"
         for name in ("head", "medium", "tail"):
             group = metrics["frequency_groups"][name]
-            label = f"{name}: {group['findings']} of {group['of']}"
-            yield f"  {label:<43}  {told(group, 'auroc'):<20}  {told(group, 'average_precision')}"
+            if group["of"]:
+                label = f"{name}: {group['findings']} of {group['of']}"
+                scores = f"{told(group, 'auroc'):<20}  {told(group, 'average_precision')}"
+                yield f"  {label:<43}  {scores}"
     for name, group in metrics["subgroups"].items():
         if gap := group["gaps"].get("mean"):
             yield (
                 f"  by {name}: AUROC of {gap['highest']} above that of {gap['lowest']} by"
                 f" {told(gap, 'auroc')}, {len(group['common_findings'])} findings"
             )
+
+
+def _decided(macro: dict[str, Any], chosen_on: dict[str, Any]) -> Iterator[str]:
+    """Tell of thresholds and temperatures, as far as there are any."""
+    if macro["threshold"]["f1"] is None:
+        return
+    rates = {"sensitivity": "sensitivity", "specificity": "specificity", "f1": "F1", "mcc": "MCC"}
+    means = ((text, macro["threshold"][name]) for name, text in rates.items())
+    shown = ", ".join(f"{text} {value:.3f}" for text, value in means if value is not None)
+    yield f"  means by thresholds of greatest F1 in {chosen_on['split']}: {shown}"
+    before, after = macro["calibration"], macro["scaled"]
+    yield (
+        f"  by temperatures of {chosen_on['split']}, {after['ece_findings']} findings:"
+        f" ECE {after['ece']:.3f}, Brier score {after['brier']:.3f};"
+        f" without, {before['ece_findings']}: {before['ece']:.3f}, {before['brier']:.3f}"
+    )
 
 
 def comparison_table(metrics: dict[str, Any]) -> str:

@@ -137,24 +137,30 @@ def _scores(card: Card) -> str:
 
 def _findings(metrics: dict[str, Any]) -> str:
     """Write scores of findings, with their 95 % intervals."""
-    names = ("auroc", "average_precision")
-    rows = [
-        (
-            finding,
-            f"{entry['n_positive']:,}",
-            f"{entry['n_negative']:,}",
-            *(_score(entry, name) for name in names),
+    names, rates = ("auroc", "average_precision"), ("sensitivity", "specificity")
+    rows = []
+    for finding, entry in metrics["findings"].items():
+        decided = entry.get("threshold") or {}
+        rows.append(
+            (
+                finding,
+                f"{entry['n_positive']:,}",
+                f"{entry['n_negative']:,}",
+                *(_score(entry, name) for name in names),
+                f"{decided['probability']:.4f}" if decided else "undefined",
+                *(_score(decided, name) for name in rates),
+            )
         )
-        for finding, entry in metrics["findings"].items()
-    ]
     macro = metrics.get("macro", {})
     if macro:
         mean = f"mean of {macro.get('findings', len(rows))} findings"
-        rows.append((mean, "", "", *(_score(macro, name) for name in names)))
+        rows.append((mean, "", "", *(_score(macro, name) for name in names), "", "", ""))
     head = ("finding", "with", "without", "AUROC (95 % interval)", "average precision")
+    head += ("threshold, of the probability", *rates)
     told = (
         f"{metrics.get('films', 0):,} films of {metrics.get('patients', 0):,} patients, split"
-        f" {metrics.get('split')!r}. Intervals are by patients."
+        f" {metrics.get('split')!r}. Intervals are by patients; thresholds were chosen on the split"
+        f" {metrics.get('chosen_on', {}).get('split')!r}."
     )
     return f"{told}\n\n{_table(head, rows)}"
 

@@ -54,7 +54,7 @@ class AttentiveHead(nnx.Module):
         c = config
         self.config, self.findings, self.dtype = c, findings, dtype
         inputs, split = c.layers * width, (c.heads, c.width // c.heads)
-        self.queries = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, *split)))
+        self.query = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, *split)))
         self.key = linear(inputs, split, dtype=dtype, rngs=rngs)
         self.value = linear(inputs, split, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(c.width, dtype=jnp.dtype(jnp.float32), rngs=rngs)
@@ -69,8 +69,9 @@ class AttentiveHead(nnx.Module):
         """
         _, patches = tokens(features, layers=self.config.layers)
         b, k, _ = patches.shape
-        queries = jnp.broadcast_to(self.queries[...].astype(self.dtype), (b, *self.queries.shape))
-        weights = attention_map(queries, self.key(patches), features.valid)  # b heads 1 k
+        query = self.query[...].astype(self.dtype)  # 1 heads hd
+        query = jnp.broadcast_to(query, (b, *query.shape))  # b 1 heads hd
+        weights = attention_map(query, self.key(patches), features.valid)  # b heads 1 k
         pooled = jnp.einsum(
             "bhqk,bkhd->bqhd",
             weights.astype(self.dtype),

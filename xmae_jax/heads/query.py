@@ -12,7 +12,7 @@ where ML-Decoder shares one, to name findings that it was not trained on.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from xmae_jax.heads.parts import attention_map, dropout, tokens
 from xmae_jax.heads.text import read_embeddings
-from xmae_jax.models.layers import torch_linear, torch_uniform
+from xmae_jax.models.layers import layer_norm, torch_linear, torch_uniform
 from xmae_jax.typing import Features
 
 _Float32 = jnp.dtype(jnp.float32)
@@ -110,7 +110,7 @@ class GroupReadout(nnx.Module):
     def __call__(self, h: Float[Array, "b q d"]) -> Float[Array, "b c"]:
         """Return float32 logits; places beyond the last finding are cut off."""
         out = jnp.einsum("bqd,qdf->bqf", h, self.kernel[...])
-        return out.reshape(len(h), -1)[:, : self.bias.shape[0]] + self.bias[...][None]
+        return out.reshape(h.shape[0], -1)[:, : self.bias.shape[0]] + self.bias[...][None]
 
 
 class QueryHead(nnx.Module):
@@ -130,28 +130,29 @@ class QueryHead(nnx.Module):
         self.config, self.findings = c, findings
         inputs, count = c.layers * width, min(c.groups or findings, findings)
         self.memory = torch_linear(inputs, c.width, dtype=dtype, rngs=rngs)
+        # `queries` are fixed, and `optim` leaves what has that name as it is.
         if c.text is not None:
             if len(names) != findings:
                 raise ValueError(f"queries 'text' of {findings} findings need as many names")
             table = jnp.asarray(read_embeddings(c.text, names))
             self.queries = nnx.Param(table)
             self.project = torch_linear(table.shape[1], c.width, dtype=_Float32, rngs=rngs)
-        else:
+        elif c.queries == "fixed":
             self.queries = nnx.Param(jax.random.normal(rngs.params(), (count, c.width)))
+        else:
+            self.learned_queries = nnx.Param(jax.random.normal(rngs.params(), (count, c.width)))
         self.attention = QueryAttention(c.width, c.heads, dtype=dtype, rngs=rngs)
         self.up = torch_linear(c.width, c.hidden, dtype=dtype, rngs=rngs)
         self.down = torch_linear(c.hidden, c.width, dtype=dtype, rngs=rngs)
         self.norm1, self.norm2, self.norm3 = (
-            nnx.LayerNorm(c.width, epsilon=1e-5, dtype=_Float32, use_fast_variance=False, rngs=rngs)
-            for _ in range(3)
+            layer_norm(c.width, epsilon=1e-5, dtype=_Float32, rngs=rngs) for _ in range(3)
         )
         self.readout = GroupReadout(count, c.width + inputs * c.cls_skip, findings, rngs=rngs)
 
     def _queries(self) -> Float[Array, "q d"]:
-        queries: Any = self.queries[...]
         if self.config.queries == "learned":
-            return queries
-        queries = jax.lax.stop_gradient(queries)
+            return self.learned_queries[...]
+        queries = jax.lax.stop_gradient(self.queries[...])
         # ML-Decoder's map of word vectors.
         return jax.nn.relu(self.project(queries)) if self.config.queries == "text" else queries
 
@@ -163,7 +164,7 @@ class QueryHead(nnx.Module):
         cls, patches = tokens(features, layers=c.layers)
         memory = jax.nn.relu(self.memory(patches))  # b k d
         queries = self._queries()  # q d
-        t = jnp.broadcast_to(queries[None], (len(memory), *queries.shape))
+        t = jnp.broadcast_to(queries[None], (memory.shape[0], *queries.shape))
 
         def drop(x: Array, site: int) -> Array:
             return dropout(x, keys, rate=c.dropout, site=site)

@@ -149,12 +149,13 @@ def _stacked(
         if not every or lacking:
             continue
         used |= {n for keys in every for n in keys}
-        try:
-            rows = [from_torch(name, [arrays[n] for n in keys]) for keys in every]
-            params[name.ours] = np.stack(rows) if "{}" in key else rows[0]
-        except ValueError:
-            shapes = sorted({arrays[n].shape for keys in every for n in keys})
-            raise ValueError(f"{key} has shapes that do not belong together: {shapes}") from None
+        shapes = sorted({arrays[n].shape for keys in every for n in keys})
+        token = name.ours.endswith(("cls", "registers", "mask_token"))
+        rank = {"conv": 4, "linear": 2, "vector": 3 if token else 1}[name.layout]
+        if len(shapes) > 1 or len(shapes[0]) != rank:
+            raise ValueError(f"{key} is to have one shape of {rank} axes, and has {shapes}")
+        rows = [from_torch(name, [arrays[n] for n in keys]) for keys in every]
+        params[name.ours] = np.stack(rows) if "{}" in key else rows[0]
     return params, used, missing
 
 
@@ -171,11 +172,14 @@ def _settings(
     if absent:
         raise ValueError(f"{file.path}: missing {', '.join(absent)}")
     stem = ("patch_embed.conv1", "patch_embed.conv2") if conv else (_first_layer(table),)
+    width, table_shape = params["encoder/cls"].shape[-1], arrays[positions].shape
+    if (len(table_shape), table_shape[0], table_shape[-1]) != (3, 1, width):
+        raise ValueError(f"{file.path}: {positions} is {table_shape}, and the width is {width}")
     grid = _take_positions(file, arrays[positions], params)
     registers = params.get("encoder/registers", np.zeros((1, 0, 1))).shape[1]
     antialiased = table == "TIMM" or (table == "HF_DINOV2" and registers > 0)
     return dict(
-        width=params["encoder/cls"].shape[-1],
+        width=width,
         depth=len(params["encoder/blocks/norm1/scale"]),
         heads=file.config.get("num_attention_heads"),
         patch_size=math.prod(arrays[f"{name}.weight"].shape[-1] for name in stem),
@@ -226,8 +230,8 @@ def _take_positions(
 def _decoder_faults(arrays: Mapping[str, np.ndarray], table: str, grid: int) -> list[str]:
     """Say what keeps the file's decoder from being ours, whose positions are fixed."""
     key = _plain(POSITIONS[table].get("decoder", ""))
-    if key not in arrays:
-        return [f"missing {key}"]
+    if key not in arrays or arrays[key].ndim != 3:
+        return [f"missing {key}, [1 1+n d]"]
     rows = arrays[key][0]
     if rows[0].any() or not _is_sincos(rows[1:], grid):
         return [f"{key} is not the fixed table of He et al. (arXiv 2111.06377), column first"]
@@ -239,12 +243,15 @@ def _statistics(
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"], str]:
     """Return mean and deviation of each channel, of values from 0 to 1, and who says so."""
     timm = file.config.get("pretrained_cfg", file.config)
+    factor = file.preprocessor.get("rescale_factor", 1 / 255)
+    if not file.preprocessor.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"{file.path}: its preprocessor does not scale pixels to 0 to 1")
     if "image_mean" in file.preprocessor:
         mean, std = (file.preprocessor.get(f"image_{name}") for name in ("mean", "std"))
         if not file.preprocessor.get("do_normalize", True):
             mean, std = [0.0] * channels, [1.0] * channels
         source = "preprocessor_config.json"
-    elif "mean" in timm:
+    elif isinstance(timm, dict) and "mean" in timm:
         mean, std, source = timm["mean"], timm.get("std"), "config.json"
     elif channels == 1:
         mean, std, source = [0.5], [0.5], "the released X-ray MAE, as the file says nothing"

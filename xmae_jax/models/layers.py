@@ -237,8 +237,8 @@ def rollout(
 
     def body(rows, block):
         params, x = block
-        block = nnx.merge(graph, params)
-        qkv = block.attention.qkv(block.norm1(x))  # b n 3 heads hd
+        merged: Any = nnx.merge(graph, params)
+        qkv = merged.attention.qkv(merged.norm1(x))  # b n 3 heads hd
         return (rows + read_back(rows, qkv[:, :, 0], qkv[:, :, 1])) / 2, None
 
     return jax.lax.scan(body, rows.astype(jnp.float32), (stacked, stream), reverse=True)[0]

@@ -76,7 +76,7 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         tree = json.loads(path.read_text())
-    except ValueError as error:  # not UTF-8 is one too
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is no JSON object")
@@ -99,7 +99,7 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
 
 def _read_pickled(file: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
         raise ValueError(
             f"{file} is PyTorch's own format, which PyTorch reads: pip install 'xmae_jax[convert]',"

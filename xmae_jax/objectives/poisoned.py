@@ -34,11 +34,11 @@ class Poisoned:
         frozen: Params,
         extra: Params,
         batch: Batch,
-        rng: jax.Array,
+        rng_key: jax.Array,
         step: jax.Array,
     ) -> LossOut:
         """Sum the terms; `step` counts the steps before this one."""
-        out = self.objective.loss(params, frozen, extra, batch, rng, step)
+        out = self.objective.loss(params, frozen, extra, batch, rng_key, step)
         name, *_ = out.totals
         now = (step + 1 >= self.first) & (step + 1 <= self.last)
         factor = jnp.where(now, self.factor, 1.0)

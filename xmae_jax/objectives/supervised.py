@@ -35,14 +35,7 @@ class Classifier(nnx.Module):
         dtype = jnp.dtype(config.compute_dtype)
         compute = Compute(dtype, config.attention, config.remat)
         self.encoder = Encoder(config.encoder, compute=compute, rngs=rngs)
-        self.head = make_head(
-            config.head,
-            width=config.encoder.width,
-            findings=len(config.findings),
-            dtype=dtype,
-            rngs=rngs,
-            names=config.findings,
-        )
+        self.head = config.make_head(rngs=rngs)
         self.layers = config.head.layers
 
     def features(self, batch: Batch, keep: Float[Array, "l b 2"] | None = None) -> Features:
@@ -70,8 +63,9 @@ class Supervised(ModuleObjective):
     drop_path: float
     """Probability that the last block is left out for a row; it grows linearly from 0."""
     ema_decay: float | None
-    class_stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """(present, known) films of the training split for each finding; not a key of configs."""
+    class_stats: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = None
+    """Films of the training split in which each finding is present, is certain (present or absent),
+    and is uncertain; not a key of configs."""
 
     view = "labelled"
     module = Classifier
@@ -87,6 +81,19 @@ class Supervised(ModuleObjective):
                 f"head.layers is {self.head.layers}, and the encoder has {self.encoder.depth}"
             )
         _ = self.grid
+        # What a head cannot be made of, such as a file that is not there, is a bad config.
+        nnx.eval_shape(lambda: self.make_head(rngs=nnx.Rngs(0)))
+
+    def make_head(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        """Make the head alone."""
+        return make_head(
+            self.head,
+            width=self.encoder.width,
+            findings=len(self.findings),
+            dtype=jnp.dtype(self.compute_dtype),
+            rngs=rngs,
+            names=self.findings,
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,8 +102,9 @@ class Supervised(ModuleObjective):
 
     def stats(self) -> ClassStats:
         """Return the counts of the training split, as arrays."""
-        positive, known = self.class_stats or ((1.0,) * len(self.findings),) * 2
-        return ClassStats(jnp.asarray(positive), jnp.asarray(known))
+        some = (1.0,) * len(self.findings)
+        counts = self.class_stats or (some, some, some)
+        return losses.stats_of(*map(jnp.asarray, counts), uncertain=self.uncertain)
 
     def prepare(self, batch: Batch, rng_key: Key[Array, ""], step: Array) -> Prepared:
         """Read the labels, and draw what dropout and stochastic depth need, one key a row."""

@@ -39,11 +39,13 @@ class Rankings:
             self._ranked[part, c] = rank(predictions.logits[use, c], labels, patients[use])
 
     def draw(self, *, enough: int = 1) -> None:
-        """Resample what was not yet and has `enough` films on each side."""
+        """Resample what was not yet, has `enough` films on each side, and several patients."""
         keys = [
             key
             for key, one in self._ranked.items()
-            if key not in self._drawn and min(self.sides(*key)) >= enough
+            if key not in self._drawn
+            and min(self.sides(*key)) >= enough
+            and len(np.unique(one.patients)) > 1
         ]
         drawn = bootstrap.replicate([self._ranked[k] for k in keys], patients=self.patients)
         self._drawn |= dict(zip(keys, drawn, strict=True))

@@ -51,9 +51,8 @@ def summarise(
         entry["n_unknown"] = int(np.isnan(scored.labels[:, c]).sum())
         column, given = _column(scored, c), _column(chosen_on, c)
         entry["delong"] = _delong(column, entry["auroc"])
-        entry["threshold"] = _threshold(
-            column, patients[scored.known[:, c]], people=people, given=given
-        )
+        known = patients[scored.known[:, c]]
+        entry["threshold"] = _threshold(column, known, people=people, given=given)
         entry["calibration"] = _calibration(column, given=given)
         if train_positive is not None:
             entry["train_positive"] = int(train_positive[c])
@@ -102,9 +101,11 @@ def _threshold(
     out: Entry = {"logit": threshold, "probability": float(expit(threshold))}
     marks = decisions.outcomes(*column, threshold=threshold)
     drawn = decisions.rates(bootstrap.resample_sums(marks, patients, people=people))
+    several = len(np.unique(patients)) > 1
     for name, value in decisions.rates(marks.sum(axis=0)).items():
         out[name] = None if np.isnan(value) else float(value)
-        out[f"{name}_interval"] = None if np.isnan(value) else bootstrap.interval(drawn[name])
+        told = several and not np.isnan(value)
+        out[f"{name}_interval"] = bootstrap.interval(drawn[name]) if told else None
     return out
 
 

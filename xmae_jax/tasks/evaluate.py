@@ -28,6 +28,7 @@ from xmae_jax.scores.compare import compare
 from xmae_jax.scores.predictions import Predictions, PredictionsError, from_csv
 from xmae_jax.scores.summary import CHOSEN_ON, summarise
 from xmae_jax.tasks.model import LoadedRun, load_run, placed, refuse_other_changes
+from xmae_jax.tasks.probe import refitted
 from xmae_jax.tasks.split import Split, open_split
 from xmae_jax.tasks.train import class_stats, every_row, mesh_of, refuse_leaks
 
@@ -45,6 +46,9 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
     if "classify" not in loaded.objective.predict_fns():
         raise ConfigError(f"--workdir={workdir}: objective {config.objective['name']!r} predicts"
                           " no findings")  # fmt: skip
+    if refitted(workdir):
+        print(f"note: the head was chosen on {CHOSEN_ON!r} and then trained on it too: what is"
+              " chosen or scored there now flatters it")  # fmt: skip
     scored = _splits(config, split)
     names = dict.fromkeys((CHOSEN_ON, *scored))
     held = {name: one for name in names if (one := _open(config, loaded.objective, name))}
@@ -156,7 +160,7 @@ def _training(
     try:
         seen = [read_index(path)[saved.data.split] for path in saved.data.paths]
         training = open_split(saved, saved.data.split, findings=loaded.objective.findings)
-        positive, _ = class_stats(training)
+        positive = class_stats(training)[0]
     except DataError as error:
         print(f"note: the run's training data cannot be read, so leaks are not looked for: {error}")
         return None, None
@@ -178,8 +182,9 @@ class Model:
 
     def rows(self, split: Split) -> Iterator[infer.Row]:
         """Yield logits, labels and id of every film, once."""
-        films = len(split.films)
-        load = every_row(self._config, self._objective, split=split, mesh=self._mesh, limit=films)
+        # Batches as in training's evaluations, so that the last bits agree too.
+        limit = max(len(split.films), self._config.eval_rows)
+        load = every_row(self._config, self._objective, split=split, mesh=self._mesh, limit=limit)
         assert isinstance(load.ids, EveryRow)
         own = sharding.host_rows(self._mesh, load.ids.batch_size)
         with jax.set_mesh(self._mesh):

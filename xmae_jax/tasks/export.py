@@ -22,7 +22,7 @@ from xmae_jax.digest import flatten
 from xmae_jax.exports import card, huggingface, provenance, weights
 from xmae_jax.exports.huggingface import Parts
 from xmae_jax.optim import merge
-from xmae_jax.tasks.model import LoadedRun, load_run
+from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.onnx import write_onnx
 
 About = dict[str, str]
@@ -32,6 +32,7 @@ About = dict[str, str]
 def run(config: Config, workdir: Path) -> None:
     """Export the newest checkpoint of a run; ConfigError if it cannot be, or may not be public."""
     loaded = load_run(workdir)
+    refuse_other_changes(config, loaded, task="export")
     wanted = config.export
     if not hasattr(loaded.objective, "encoder"):
         raise ConfigError(f"--task=export: objective {config.objective['name']!r} has no encoder")
@@ -61,7 +62,7 @@ def run(config: Config, workdir: Path) -> None:
         print(f"note: {note}")
     print(f"exported: {target}, step {loaded.step:,}" + ", averaged" * ("ema" in loaded.extra))
     if refusals and not wanted.public:
-        print(f"not for the public; {target / 'README.md'} says why ({len(refusals)} reasons)")
+        print(f"not for the public; {target / 'README.md'} says why")
 
 
 @contextlib.contextmanager
@@ -147,7 +148,7 @@ def _hf(folder: Path, loaded: LoadedRun, name: str, about: About) -> tuple[str, 
     except huggingface.NoSuchClass as error:
         raise ConfigError(f"config.export.format: Hugging Face has no class for {error}") from None
     notes = [
-        f"Hugging Face has no class with this {part}: it lies beside the encoder, in {part}.safetensors"
+        f"Hugging Face has no class with this {part}: it lies beside, in {part}.safetensors"
         for part in apart
     ]
     size = loaded.config.image_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from xmae_jax import hosts, infer, rng, sharding
-from xmae_jax.config import Config
+from xmae_jax import hosts, infer, init_from, rng, sharding
+from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow, LoadStep
-from xmae_jax.data.features import FeatureSource, place_of_features, write_features
+from xmae_jax.data.features import FeatureSource, alone, place_of_features, write_features
 from xmae_jax.data.findings import FINDINGS
 from xmae_jax.data.index import read_entries
 from xmae_jax.data.records import Records
@@ -24,6 +25,8 @@ from xmae_jax.digest import leaf_digests
 from xmae_jax.heads.linear import LinearConfig
 from xmae_jax.objectives.probe import Reads, encode
 from xmae_jax.objectives.supervised import Supervised
+from xmae_jax.optim import merge
+from xmae_jax.program import lay_out
 from xmae_jax.seal import json_digest
 from xmae_jax.typing import Params, TrainState
 
@@ -43,6 +46,31 @@ def what_to_read(config: Config, objective: Supervised, *, films: int, say: Any)
         return "patches"
     say(f"{told}: they are not stored, and the encoder runs at every step")
     return "films"
+
+
+def encoder_params(
+    config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say: Any
+) -> Params:
+    """Make the parameters, the encoder's those of `init_from`."""
+    shardings = lay_out(config, objective, mesh).shardings
+    where = merge(shardings.params, shardings.frozen)
+    with jax.set_mesh(mesh):
+        params = jax.jit(objective.init, out_shardings=where)(rng.key(config.seed, "init"))
+        if config.init_from is None:
+            say("WARNING: init_from is None, so the encoder is random: what is measured is how far"
+                " one gets without any pre-training")  # fmt: skip
+            return params
+        try:
+            loaded, lines = init_from.load(
+                config.init_from,
+                {"encoder": params["encoder"]},
+                shardings={"encoder": where["encoder"]},
+                objective=objective,
+            )
+        except ValueError as error:
+            raise ConfigError(f"config.init_from: {error}") from None
+        say("\n".join(lines))
+        return {**params, **loaded}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +107,20 @@ class Cache:
     def _source(self, records: Records, *, patches: bool) -> FeatureSource:
         key = self._key(records, patches=patches)
         place = place_of_features(self.folder, key)
-        if not hosts.from_first(place.is_dir):
+        with alone(place) if hosts.is_first() else contextlib.nullcontext():
+            if hosts.from_first(place.is_dir):
+                self.say(f"features of {len(records):,} films ({records.split}): found in {place}")
+                return FeatureSource(place, key)
             began = time.monotonic()
             rows = self._rows(records, patches=patches)
             if hosts.is_first():
-                write_features(self.folder, key, rows, count=len(records))
+                write_features(place, key, rows, count=len(records))
             else:
                 for _ in rows:
                     pass
-            hosts.from_all(None)
-            speed = len(records) / (time.monotonic() - began)
-            self.say(f"features of {len(records):,} films ({records.split}): {speed:,.1f} a second")
-        else:
-            self.say(f"features of {len(records):,} films ({records.split}): found in {place}")
+        hosts.from_all(None)
+        speed = len(records) / (time.monotonic() - began)
+        self.say(f"features of {len(records):,} films ({records.split}): {speed:,.1f} a second")
         return FeatureSource(place, key)
 
     def _rows(
@@ -113,7 +142,8 @@ class Cache:
         def fn(params: Any, frozen: Any, extra: Any, batch: Any, key: Any) -> Any:
             return encode(o, params, batch, patches=patches)
 
-        predict = infer.compile_predict(fn, self.mesh, rng.key(config.seed, "eval"))
+        key = rng.key(config.seed, "eval")
+        predict = infer.compile_predict(fn, self.mesh, key, leave_out=("image",))
         state = TrainState(0, self.params, {}, {}, {}, {})
         threads = config.data.threads
         run = partial(infer.rows, steps=ids.steps, mesh=self.mesh, threads=threads)

@@ -28,14 +28,16 @@ from xmae_jax.heads.query import QueryConfig
 from xmae_jax.models.layers import block_of, rollout
 from xmae_jax.objectives.mae import normalise
 from xmae_jax.objectives.supervised import Classifier, Supervised
+from xmae_jax.tasks import overlay
 from xmae_jax.typing import Batch, Features, Params
 
 Method = Literal["attention", "rollout", "gradient"]
 
-UNITS = {
-    "attention": "attention of the head (1: even)",
-    "rollout": "attention rollout (1: even)",
-    "gradient": "gradient: what raises the logit above the film's mean",
+_EVEN = dict(base=1.0, least=1.5)
+SCALES = {
+    "attention": overlay.Scale("attention of the head; 1 is even", **_EVEN),
+    "rollout": overlay.Scale("attention rollout; 1 is even", **_EVEN),
+    "gradient": overlay.Scale("gradient: what raises the logit above the film's mean"),
 }
 
 
@@ -87,7 +89,8 @@ def _times_even(weights: Float[Array, "b m n"], valid: Array) -> Float[Array, "b
 
 def _rollout(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Float[Array, "b m n"]:
     stream = model.encoder.stream(normalise(batch["image"]))  # l+1 b t d
-    valid, config = batch["valid"], model.head.config
+    head: Any = model.head
+    valid, config = batch["valid"], head.config
     if isinstance(config, LinearConfig):
         share = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
         of_cls = {"cls": 1.0, "mean": 0.0, "cls_mean": 0.5}[config.pool]
@@ -116,8 +119,8 @@ def _features(model: Classifier, outputs: Float[Array, "s b t d"], batch: Batch)
 
 
 def _gradient(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Float[Array, "b m n"]:
-    pool = getattr(model.head.config, "pool", None)
-    if pool in ("cls", "cls_mean"):
+    head: Any = model.head
+    if getattr(head.config, "pool", None) in ("cls", "cls_mean"):
         stream = model.encoder.stream(normalise(batch["image"]))
         depth, layers = model.encoder.config.depth, model.layers
 

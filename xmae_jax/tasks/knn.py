@@ -8,150 +8,126 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
-from tqdm import tqdm
+from jaxtyping import Float, Int
 
 from xmae_jax import config as config_lib
-from xmae_jax import infer, rng, sharding, train, writers
+from xmae_jax import infer, writers
 from xmae_jax.config import Config, ConfigError, KnnConfig
-from xmae_jax.data.batch import EveryRow
+from xmae_jax.data.features import FeatureView
+from xmae_jax.data.manifest import DataError
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.evaluators.knn import scores
-from xmae_jax.program import lay_out
-from xmae_jax.scores.ranking import point, rank
+from xmae_jax.evaluators.page import results_page
+from xmae_jax.objectives.supervised import Supervised
+from xmae_jax.scores.predictions import from_csv
+from xmae_jax.tasks.features import Cache, encoder_params
+from xmae_jax.tasks.members import macro
+from xmae_jax.tasks.probe import tested_split, with_encoder
 from xmae_jax.tasks.split import Split, open_split
-from xmae_jax.tasks.train import NO_DATA, every_row, leaks_of, mesh_of, open_objective
-from xmae_jax.typing import TrainState
-
-Scored = dict[str, Float[np.ndarray, "n c"]]
-"""Split -> logits of its films, in order."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Films:
-    """Features of a split's films, in order; one that cannot be read is left out."""
-
-    ids: np.ndarray
-    features: np.ndarray
-    labels: np.ndarray
+from xmae_jax.tasks.train import NO_DATA, leaks_of, mesh_of, open_objective
 
 
 def run(config: Config, workdir: Path) -> None:
     """Write `eval/knn/` in `workdir`, and print what is in it."""
-    assert config.knn is not None
+    knn = config.knn
+    assert knn is not None
     if not config.data.paths:
         raise ConfigError(NO_DATA)
+    config = with_encoder(config)
     objective, training = open_objective(config)
-    findings = training.subset.findings
-    if not findings:
-        raise ConfigError("config.knn: the objective has no findings")
-    splits = {"train": training, **_held_out(config, findings)}
-    leaks = leaks_of(config)
-    films = _features(config, objective, splits)
-    known = films.pop("train")
-    tried = _tried(config.knn, films, known)
-    best = max(tried, key=lambda k: tried[k]["auroc"]["val"] or 0.0)
-    rows = {
-        name: (
-            {"id": i, "logits": logits, "labels": labels}
-            for i, logits, labels in zip(
-                of.ids, tried[best]["logits"][name], of.labels, strict=True
-            )
+    if not isinstance(objective, Supervised):
+        raise ConfigError(
+            "config.knn goes with objective.name supervised, without debug.poison_step"
         )
-        for name, of in films.items()
-    }
+    splits = {"train": training, **_held_out(config, objective.findings)}
+    leaks = leaks_of(config)
+    mesh = mesh_of(config)
+    folder = Path(config.cache.dir) if config.cache.dir else workdir / "cache"
+    params = encoder_params(config, objective, mesh, print)
+    cache = Cache(config, objective, params, mesh, folder, print)
+    with jax.set_mesh(mesh):
+        films = {name: _films(cache, split, knn) for name, split in splits.items()}
+    known = films.pop("train")
+    tried = _tried(knn, films, known)
+    best = max(tried, key=lambda k: tried[k]["auroc"]["val"] or 0.0)
     evaluator = Classification(
-        findings=findings,
-        entries={name: split.entries for name, split in splits.items() if name != "train"},
-        train_positive=np.array((known.labels == 1).sum(axis=0), float),
+        findings=objective.findings,
+        entries={name: splits[name].entries for name in films},
+        train_positive=np.array(objective.class_stats[0]),
     )
-    metrics, predictions = evaluator.evaluate({name: lambda of=of: of for name, of in rows.items()})
+    metrics, predictions = evaluator.evaluate(
+        {name: partial(of.rows, tried[best]["logits"][name]) for name, of in films.items()}
+    )
     metrics["knn"] = {
         "k": best,
-        "features": config.knn.features,
+        "features": knn.features,
         "references": len(known.ids),
         "init_from": config.init_from,
         "by_k": {k: {n: v for n, v in of.items() if n != "logits"} for k, of in tried.items()},
     }
     metrics |= {"leaks": leaks} if leaks else {}
+    encoder = config.init_from or "a random encoder"
+    metrics["about"] = {"predictions": f"{best} nearest by {knn.features} features of {encoder}"}
     print(_table(metrics["knn"]))
     print(evaluator.table(metrics))
-    folder = workdir / "eval" / "knn"
+    place = workdir / "eval" / "knn"
     writers.write_atomic(workdir / "config.json", config_lib.to_json(config))
-    writers.write_atomic(folder / "predictions.csv", predictions)
-    writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    print(f"done: {folder}")
+    writers.write_atomic(place / "predictions.csv", predictions)
+    writers.write_atomic(place / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    page = results_page(from_csv(predictions, name="predictions.csv"), metrics)
+    writers.write_atomic(place / "report.html", page)
+    print(f"done: {place}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Films:
+    """The films of a split that could be read, in order."""
+
+    ids: Int[np.ndarray, "n 2"]
+    """Source and index."""
+    features: Float[np.ndarray, "n d"]
+    labels: Float[np.ndarray, "n c"]
+
+    def rows(self, logits: Float[np.ndarray, "n c"]) -> Iterator[infer.Row]:
+        """Yield a row for each film, as the inference loop does."""
+        for i, row, labels in zip(self.ids, logits, self.labels, strict=True):
+            yield {"id": i, "logits": row, "labels": labels}
+
+
+def _films(cache: Cache, split: Split, knn: KnnConfig) -> _Films:
+    """Compute, or find, the features of a split."""
+    place = {"cls": 0, "mean": 1}[knn.features]
+    view = FeatureView(cache.objective.findings, None, None)
+    ids, features, labels = [], [], []
+    sources = cache.sources(split.records, patches=False)
+    for number, (source, rows) in enumerate(zip(sources, split.once, strict=True)):
+        for index in rows.tolist():
+            try:
+                film = view(source[index], np.random.default_rng(0))
+            except DataError:
+                if cache.config.data.bad_records != "skip":
+                    raise
+                continue
+            ids.append((number, index))
+            features.append(film["pooled"][-1, place])
+            labels.append(film["labels"])
+    return _Films(np.array(ids), np.stack(features), np.stack(labels))
 
 
 def _held_out(config: Config, findings: tuple[str, ...]) -> dict[str, Split]:
     """Open validation and, where there is one, test."""
     if config.data.eval_split is None:
         raise ConfigError("config.data.eval_split is None, and k is chosen on it")
-    splits = {"val": open_split(config, config.data.eval_split, findings=findings)}
-    try:
-        splits["test"] = open_split(config, "test", findings=findings)
-    except ConfigError as error:
-        print(f"note: only {config.data.eval_split} is scored ({error})")
-    return splits
-
-
-def _features(config: Config, objective: Any, splits: dict[str, Split]) -> dict[str, _Films]:
-    """Run the encoder once over every film."""
-    assert config.knn is not None
-    kind = config.knn.features
-
-    def features(
-        params: Any, frozen: Any, extra: Any, batch: dict[str, Array], key: Array
-    ) -> dict[str, Array]:
-        found = objective.averaged(params, frozen, extra).features(batch)
-        valid = found.valid[:, :, None]
-        mean = (found.patches * valid).sum(axis=1) / valid.sum(axis=1)
-        pooled = found.cls if kind == "cls" else mean
-        return {"features": pooled.astype("float32"), "image": batch["image"][:, :0]}
-
-    mesh = mesh_of(config)
-    with jax.set_mesh(mesh):
-        program = lay_out(config, objective, mesh)
-        make = jax.jit(program.init, out_shardings=program.shardings)
-        state = make(rng.key(config.seed, "init"))
-        if config.init_from is None:
-            print("note: config.init_from is None: the encoder is random")
-        else:
-            state, lines = train.initialise(state, config, objective, program.shardings)
-            print("\n".join(lines))
-        predict = infer.compile_predict(features, mesh, rng.key(config.seed, "eval"))
-        return {
-            name: _run_over(config, objective, split, predict, state, mesh, name)
-            for name, split in splits.items()
-        }
-
-
-def _run_over(
-    config: Config,
-    objective: Any,
-    split: Split,
-    predict: infer.Predict,
-    state: TrainState,
-    mesh: jax.sharding.Mesh,
-    name: str,
-) -> _Films:
-    load = every_row(config, objective, split=split, mesh=mesh, limit=config.eval_rows)
-    ids = load.ids
-    assert isinstance(ids, EveryRow)
-    load = dataclasses.replace(load, rows=sharding.host_rows(mesh, ids.batch_size))
-    films = infer.rows(
-        predict, state, load, steps=ids.steps, mesh=mesh, threads=config.data.threads
-    )
-    seen = [
-        (row["id"], row["features"], row["labels"])
-        for row in tqdm(films, f"features of {name}", ids.total, unit=" films")
-    ]
-    return _Films(*(np.stack(column) for column in zip(*seen, strict=True)))
+    val = open_split(config, config.data.eval_split, findings=findings)
+    test = tested_split(config, val, print)
+    return {"val": val} if test is None else {"val": val, "test": test}
 
 
 def _tried(knn: KnnConfig, films: dict[str, _Films], known: _Films) -> dict[int, dict[str, Any]]:
@@ -164,12 +140,7 @@ def _tried(knn: KnnConfig, films: dict[str, _Films], known: _Films) -> dict[int,
     }
     for name, of in films.items():
         for k, logits, silent in scores(of.features, known.features, known.labels, ks=ks):
-            ranked = [
-                point(rank(x[y >= 0].astype(np.float64), y[y >= 0] == 1))
-                for x, y in zip(logits.T, of.labels.T, strict=True)
-            ]
-            defined = np.array([pair for pair in ranked if pair[0] is not None]).reshape(-1, 2)
-            means = defined.mean(axis=0).tolist() if len(defined) else (None, None)
+            means = macro(logits, of.labels)
             tried[k]["logits"][name] = logits
             tried[k]["auroc"][name], tried[k]["average_precision"][name] = means
             tried[k]["without_vote"][name] = silent

@@ -87,6 +87,7 @@ def placed(loaded: LoadedRun, config: Config, mesh: jax.sharding.Mesh) -> TrainS
 
 _FREE = {
     "evaluate": ("data", "mesh", "batch_size", "micro_batch_size"),
+    "export": ("export",),
     "predict": ("predict", "mesh", "batch_size", "micro_batch_size"),
 }
 """Parts of a run's config that a task may be given another of."""

@@ -19,7 +19,8 @@ def predictor(loaded: LoadedRun):
     """
     exact = dict(compute_dtype="float32", attention="plain", remat="none")
     objective = dataclasses.replace(loaded.objective, **exact)
-    model = objective.averaged(loaded.params, loaded.frozen, loaded.extra)
+    state = (loaded.params, loaded.frozen, loaded.extra)
+    model = objective.averaged(*jax.tree.map(jnp.asarray, state))
 
     def predict(pixel_values: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
         films = pixel_values.transpose(0, 2, 3, 1)  # b h w 1
@@ -35,7 +36,7 @@ def predictor(loaded: LoadedRun):
 def write_onnx(
     folder: Path, loaded: LoadedRun, name: str, about: dict[str, str]
 ) -> tuple[str, list[str]]:
-    """Write `<name>.onnx`; return how to use it, and what to know. ConfigError if that cannot be."""
+    """Write `<name>.onnx`; return how to use it, and what to know. ConfigError if it cannot be."""
     try:
         from xmae_jax.exports import graph  # needs a package that training does not
     except ImportError as error:

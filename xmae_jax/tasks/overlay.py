@@ -30,6 +30,15 @@ class Placed:
     side: int  # of the square
 
 
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What the colours of a map mean."""
+
+    unit: str
+    base: float = 0.0  # from which on there is colour
+    least: float = 0.0  # what gets the last colour at least, so that small differences stay pale
+
+
 def over_film(heat: Float[np.ndarray, "gh gw"], placed: Placed) -> Float[np.ndarray, "h w"]:
     """Interpolate a map of the square's patches at every pixel of the film, float32."""
     top, left, bottom, right = placed.box
@@ -53,10 +62,10 @@ def _weights(cells: int, low: float, high: float, pixels: int) -> Float[np.ndarr
     return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells))).astype(np.float32)
 
 
-def top_of(heat: Float[np.ndarray, "gh gw"]) -> float:
-    """Return the value that gets the last colour; 0 where there is nothing to show."""
-    shown = heat[heat > 0]
-    return float(np.percentile(shown, _TOP)) if shown.size else 0.0
+def top_of(heat: Float[np.ndarray, "gh gw"], scale: Scale) -> float:
+    """Return the value that gets the last colour; the base where there is nothing to show."""
+    shown = heat[heat > scale.base]
+    return max(float(np.percentile(shown, _TOP)), scale.least) if shown.size else scale.base
 
 
 def draw(
@@ -65,13 +74,13 @@ def draw(
     placed: Placed,
     *,
     lines: tuple[str, ...],
-    unit: str,
+    scale: Scale,
 ) -> bytes:
     """Return a PNG: lines of text, the film under its map, and a bar of colours with its unit."""
-    top = top_of(heat)
+    top = top_of(heat, scale)
     blended = np.repeat(pixels[:, :, None], 3, axis=2)
-    if top > 0:
-        _blend(blended, over_film(heat, placed) / top)
+    if top > scale.base:
+        _blend(blended, (over_film(heat, placed) - scale.base) / (top - scale.base))
     height, width = pixels.shape
     wide = max(width, _NARROW)
     size = int(np.clip(wide // 44, 14, 72))
@@ -82,7 +91,7 @@ def draw(
     for number, line in enumerate(lines):
         _write(pen, (gap, gap + number * (size + gap)), line, size=size, room=wide - 2 * gap)
     page.paste(Image.fromarray(blended), (0, above))
-    _bar(page, pen, above + height + gap, size=size, top=top, unit=unit)
+    _bar(page, pen, above + height + gap, size=size, top=top, scale=scale)
     data = io.BytesIO()
     page.save(data, "PNG", compress_level=3)
     return data.getvalue()
@@ -99,21 +108,21 @@ def _blend(film: UInt8[np.ndarray, "h w 3"], share: Float[np.ndarray, "h w"]) ->
 
 
 def _bar(
-    page: Image.Image, pen: ImageDraw.ImageDraw, y: int, *, size: int, top: float, unit: str
+    page: Image.Image, pen: ImageDraw.ImageDraw, y: int, *, size: int, top: float, scale: Scale
 ) -> None:
     """Draw the colours over mid-grey, as they look over a film, their ends and their unit."""
     gap, wide = size // 2, page.width
-    if top <= 0:
-        _write(pen, (gap, y), f"nothing to show: {unit}", size=size, room=wide - 2 * gap)
+    if top <= scale.base:
+        _write(pen, (gap, y), f"nothing to show: {scale.unit}", size=size, room=wide - 2 * gap)
         return
     room = wide - 10 * size
     bar = np.full((size, room, 3), 128, np.uint8)
     _blend(bar, np.tile(np.linspace(0, 1, room, dtype=np.float32), (size, 1)))
     page.paste(Image.fromarray(bar), (2 * size, y))
     pen.rectangle((2 * size - 1, y - 1, 2 * size + room, y + size), outline="black")
-    _write(pen, (gap, y), "0", size=size, room=size)
+    _write(pen, (gap, y), f"{scale.base:g}", size=size, room=size)
     _write(pen, (2 * size + room + gap, y), f"{top:.3g} and more", size=size, room=8 * size - gap)
-    _write(pen, (gap, y + size + gap), unit, size=size, room=wide - 2 * gap)
+    _write(pen, (gap, y + size + gap), scale.unit, size=size, room=wide - 2 * gap)
 
 
 def _write(

@@ -12,7 +12,7 @@ import numpy as np
 
 from xmae_jax import checkpoint, hosts, infer, rng, sharding, train
 from xmae_jax.config import Config, ConfigError, to_json
-from xmae_jax.data.batch import EveryRow, LoadStep
+from xmae_jax.data.batch import EveryRow, LoadStep, Source
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.subset import Rows, rows_digest
 from xmae_jax.digest import nested
@@ -26,7 +26,7 @@ from xmae_jax.typing import Params, TrainState
 class Data:
     """What a phase reads: sources, and the rows of an epoch of each; None is every record once."""
 
-    sources: Sequence[Any]
+    sources: Sequence[Source]
     chosen: Rows | None
 
     @property
@@ -74,7 +74,7 @@ class Protocol:
     view: Any
     say: Callable[..., None]
 
-    def load(self, ids: Any, sources: Sequence[Any], view: Any) -> LoadStep:
+    def load(self, ids: Any, sources: Sequence[Source], view: Any) -> LoadStep:
         """Read rows of sources."""
         skip = self.config.data.bad_records == "skip"
         return LoadStep(ids, sources, view, self.config.seed, slice(None), skip=skip)
@@ -85,9 +85,12 @@ class Protocol:
         optim: what is to be other than in the run's own config.
         """
         given = self.config
+        # A batch of patches may take 2 GB, and two are read ahead for each thread.
+        threads = min(given.data.threads, 4) if self.reads == "patches" else given.data.threads
         config = dataclasses.replace(
             given,
             name=f"{given.name}_{name}",
+            data=dataclasses.replace(given.data, threads=threads),
             optim=dataclasses.replace(given.optim, **optim),
             guard=given.guard
             if members is None
@@ -119,12 +122,13 @@ class Protocol:
 
     def predict(self, fn: Any, state: TrainState, data: Data, view: Any) -> Iterator[infer.Row]:
         """Yield the prediction for every film once."""
-        rows = self.config.rows_at_once
+        rows, key = self.config.rows_at_once, rng.key(self.config.seed, "eval")
         ids = data.every(rows)
         own = sharding.host_rows(self.mesh, rows)
+        large = ("image", "pooled", "patches", "valid")
         with jax.set_mesh(self.mesh):
             yield from infer.rows(
-                infer.compile_predict(fn, self.mesh, rng.key(self.config.seed, "eval")),
+                infer.compile_predict(fn, self.mesh, key, leave_out=large),
                 state,
                 dataclasses.replace(self.load(ids, data.sources, view), rows=own),
                 steps=ids.steps,

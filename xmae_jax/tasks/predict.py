@@ -17,43 +17,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from xmae_jax import infer, rng, sharding, writers
+from xmae_jax import writers
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.film import FLAGS, Film, FilmError, read_film
-from xmae_jax.data.manifest import DataError, film_format
-from xmae_jax.data.records import FINDINGS, encode_image
+from xmae_jax.data.manifest import DataError
 from xmae_jax.data.sandbox import Sandbox
-from xmae_jax.data.transforms import square_film
-from xmae_jax.rundir import read_run
 from xmae_jax.tasks import heat, overlay
-from xmae_jax.tasks.film import view_of
-from xmae_jax.tasks.model import LoadedRun, load_run, placed, refuse_other_changes
-from xmae_jax.tasks.train import mesh_of
+from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
+from xmae_jax.tasks.predictor import Decisions, Predictor, Seen, Told
 
 PREDICTIONS, ABOUT, MAPS = "predictions.csv", "about.json", "maps"
 COLUMNS = tuple("number file status reason flags view kind height width".split())
 EACH = ("probability", "calibrated", "threshold", "positive")
-_AT_ONCE = 16  # films in memory
 
 
 class NoFilm(Exception):
     """Not one file is a film that can be used; main exits 65."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Decisions:
-    """What the run's scores say of its logits; NaN where they say nothing."""
-
-    source: str
-    """The file that says it, or empty."""
-    threshold: Float[np.ndarray, " c"]
-    """Logit from which a finding counts as there."""
-    temperature: Float[np.ndarray, " c"]
 
 
 def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
@@ -68,7 +51,7 @@ def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
     if "classify" not in loaded.objective.predict_fns():
         name = loaded.config.objective["name"]
         raise ConfigError(f"--workdir={workdir}: objective {name!r} predicts no findings")
-    model = Model(loaded, config, films=len(files))
+    model = Predictor(loaded, config, films=len(files))
     decisions = read_decisions(workdir, loaded)
     output = _make_output(config, workdir)
     writer = _Writer(output, loaded.objective, decisions, method=model.method)
@@ -76,8 +59,13 @@ def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
         films = sandbox.each(read_film, ((path,) for path in files))
         for first in range(0, len(files), model.rows):
             names = files[first : first + model.rows]
-            answers = [next(films) for _ in names]
-            writer.write(names, answers, model.predict(answers, decisions))
+            seen = [model.see(next(films)) for _ in names]
+            told = iter(model.tell([one for one in seen if isinstance(one, Seen)], decisions))
+            for name, one in zip(names, seen, strict=True):
+                if isinstance(one, FilmError):
+                    writer.reject(name, one.reason)
+                else:
+                    writer.write(name, one.film, next(told))
     about = {
         "run": str(workdir),
         "step": loaded.step,
@@ -90,101 +78,6 @@ def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
     print(f"{writer.usable} of {len(files)} files are films that can be used: {output}")
     if not writer.usable:
         raise NoFilm(f"none of {len(files)} files can be used: {output / PREDICTIONS} says why")
-
-
-@dataclasses.dataclass(frozen=True)
-class Told:
-    """What the model says of one film."""
-
-    logits: Float[np.ndarray, " c"]
-    placed: overlay.Placed
-    maps: dict[int, Float[np.ndarray, "gh gw"]]
-    """Of some findings."""
-
-
-class Model:
-    """A loaded run on its devices."""
-
-    def __init__(self, loaded: LoadedRun, config: Config, *, films: int):
-        """Place the parameters; `films` is how many there are at most."""
-        self._loaded, self._mesh = loaded, mesh_of(config)
-        self._objective, self._config = loaded.objective, config
-        self.method = config.predict.heat or heat.default_method(self._objective)
-        try:
-            mapped = heat.heat_of(self._objective, self.method)
-        except ValueError as error:
-            raise ConfigError(f"config.predict.heat: {error}") from None
-        rows = min(config.rows_at_once, films, _AT_ONCE)
-        self.rows = rows + -rows % sharding.row_shards(self._mesh)
-        self._view = view_of(config, self._objective, train=False)
-        self.made_as = _made_as(loaded)
-        self._state = placed(loaded, config, self._mesh)
-        key = rng.key(config.seed, "eval")
-        classify = self._objective.predict_fns()["classify"]
-        self._classify = infer.compile_predict(classify, self._mesh, key)
-        self._heat = infer.compile_predict(mapped, self._mesh, key)
-
-    def predict(
-        self, answers: Sequence[Film | FilmError], decisions: Decisions
-    ) -> list[Told | None]:
-        """Look at `rows` films at most; None for an error."""
-        films = [answer for answer in answers if isinstance(answer, Film)]
-        if not films:
-            return [None] * len(answers)
-        examples, placed = zip(*map(self._example, films), strict=True)
-        batch = {name: self._stack([e[name] for e in examples]) for name in examples[0]}
-        logits = self._run(self._classify, batch, "logits")[: len(films)].astype(np.float64)
-        most = self._config.predict.maps
-        chosen = [choose(row, decisions.threshold, most=most) for row in logits]
-        maps = self._maps(batch, chosen)
-        told = iter(map(Told, logits, placed, maps))
-        return [next(told) if isinstance(answer, Film) else None for answer in answers]
-
-    def _example(self, film: Film) -> tuple[dict[str, np.ndarray], overlay.Placed]:
-        """Make a film what a record of the run's data would be, stored and read again."""
-        made = self.made_as
-        square, box = square_film(film.pixels, size=made["size"], fit=made["fit"])
-        record = {
-            "image": encode_image(square, made["codec"]),
-            "valid_box": np.array(box, np.int32),
-            "labels": np.full(len(FINDINGS), np.nan, np.float32),
-        }
-        placed = overlay.Placed(film.pixels.shape, box, made["size"])
-        return self._view(record, np.random.default_rng(0)), placed
-
-    def _stack(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Fill a batch up with copies of its last row."""
-        return np.stack([*parts, *[parts[-1]] * (self.rows - len(parts))])
-
-    def _run(self, fn: infer.Predict, batch: dict[str, np.ndarray], name: str) -> np.ndarray:
-        with jax.set_mesh(self._mesh):
-            whole = fn(self._state, sharding.to_global(batch, self._mesh, self.rows))
-        return np.asarray(whole[name])
-
-    def _maps(
-        self, batch: dict[str, np.ndarray], chosen: list[list[int]]
-    ) -> list[dict[int, Float[np.ndarray, "gh gw"]]]:
-        most = max(map(len, chosen))
-        if not most:
-            return [{} for _ in chosen]
-        width = most if self._config.predict.maps == "all" else int(self._config.predict.maps)
-        width = min(width, len(self._objective.findings))
-        places = [np.resize(np.array(row, np.int32), width) for row in chosen]
-        found = self._run(self._heat, {**batch, "chosen": self._stack(places)}, "heat")
-        found = found.reshape(*found.shape[:2], *self._objective.grid)
-        return [
-            dict(zip(row, maps, strict=False)) for row, maps in zip(chosen, found, strict=False)
-        ]
-
-
-def choose(
-    logits: Float[np.ndarray, " c"], thresholds: Float[np.ndarray, " c"], *, most: int | str
-) -> list[int]:
-    """Choose findings to draw: those that are called, or else the likeliest, `most` at most."""
-    order = [int(c) for c in np.argsort(-logits, kind="stable")]
-    if most == "all":
-        return order
-    return ([c for c in order if logits[c] >= thresholds[c]] or order)[: int(most)]
 
 
 def read_decisions(workdir: Path, loaded: LoadedRun) -> Decisions:
@@ -215,21 +108,6 @@ def _number(entry: dict[str, Any] | None, name: str) -> float:
     return np.nan if value is None else float(value)
 
 
-def _made_as(loaded: LoadedRun) -> dict[str, Any]:
-    """Say how films became squares in the run's data: `size`, `fit` and `codec`."""
-    record = read_run(loaded.workdir)
-    made = [source["film"] for source in record.sources if "film" in source] if record else []
-    if not made:  # of a run that does not tell
-        with contextlib.suppress(DataError):
-            made = [film_format(path) for path in loaded.config.data.paths]
-    usual = {"size": loaded.config.image_size, "fit": "pad", "codec": "jpeg"}
-    first = {**usual, **(made[0] if made else {})}
-    if not made or any({**usual, **other} != first for other in made):
-        reason = "the run's data sets differ in it" if made else "the run does not say how"
-        print(f"note: films are made {first['size']} px squares by {first['fit']!r}: {reason}")
-    return first
-
-
 def _make_output(config: Config, workdir: Path) -> Path:
     """Make the folder, for its owner alone: pictures and file names may say who a patient is."""
     if config.predict.output is not None:
@@ -239,8 +117,9 @@ def _make_output(config: Config, workdir: Path) -> Path:
     else:
         taken = [int(p.name) for p in workdir.glob("predict/*") if p.name.isdecimal()]
         output = workdir / "predict" / str(max(taken, default=0) + 1)
-    (output / MAPS).mkdir(parents=True)
-    output.chmod(0o700)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.mkdir(mode=0o700)
+    (output / MAPS).mkdir()
     return output
 
 
@@ -264,30 +143,25 @@ class _Writer:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(
-        self,
-        names: Sequence[str],
-        answers: Sequence[Film | FilmError],
-        told: Sequence[Told | None],
-    ) -> None:
-        """Write lines, and the maps of those that are films."""
-        for name, answer, one in zip(names, answers, told, strict=True):
-            self._number += 1
-            if one is None or not isinstance(answer, Film):
-                reason = answer.reason if isinstance(answer, FilmError) else ""
-                self._table.writerow(
-                    [self._number, name, "rejected", reason, *[""] * (len(COLUMNS) - 4)]
-                    + [""] * (len(EACH) * len(self._findings))
-                )
-                print(f"{self._number} {name}: rejected: {reason}")
-                continue
-            self.usable += 1
-            height, width = answer.pixels.shape
-            facts = [" ".join(answer.flags), answer.view, answer.kind, height, width]
-            self._table.writerow([self._number, name, "ok", "", *facts, *self._cells(one.logits)])
-            self._say(name, answer, one.logits)
-            for finding, values in one.maps.items():
-                self._map(answer, one, finding, values)
+    def reject(self, name: str, reason: str) -> None:
+        """Write the line of a file that cannot be used."""
+        self._number += 1
+        rest = len(COLUMNS) - 4 + len(EACH) * len(self._findings)
+        self._line([self._number, name, "rejected", reason, *[""] * rest])
+        print(f"{self._number} {name}: rejected: {reason}")
+
+    def write(self, name: str, film: Film, told: Told) -> None:
+        """Write the line of a film, and its maps."""
+        self._number += 1
+        self.usable += 1
+        facts = [" ".join(film.flags), film.view, film.kind, *film.pixels.shape]
+        self._line([self._number, name, "ok", "", *facts, *self._cells(told.logits)])
+        self._say(name, film, told.logits)
+        for finding, values in told.maps.items():
+            self._map(film, told, finding, values)
+
+    def _line(self, cells: list[Any]) -> None:
+        self._table.writerow(cells)
         self._file.flush()
 
     def _cells(self, logits: Float[np.ndarray, " c"]) -> Iterator[str]:
@@ -312,7 +186,9 @@ class _Writer:
         name, limit = self._findings[c], self._decisions.threshold[c]
         called = _called(told.logits[c], limit)
         decided = f"threshold {expit(limit):.2f}: {called}" if called else "no threshold"
-        shared = ", the same for all findings" if self._alike else ""
+        scale = heat.SCALES[self._method]
+        if self._alike:
+            scale = dataclasses.replace(scale, unit=f"{scale.unit}; the same for all findings")
         lines = [f"film {self._number}: {name} {expit(told.logits[c]):.2f} ({decided})"]
         lines += [f"{flag}: {FLAGS[flag]}" for flag in film.flags]
         picture = overlay.draw(
@@ -320,7 +196,7 @@ class _Writer:
             values,
             told.placed,
             lines=tuple(lines),
-            unit=heat.UNITS[self._method] + shared,
+            scale=scale,
         )
         file = f"{self._number:04d}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}.png"
         (self._output / MAPS / file).write_bytes(picture)

@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmae_jax import checkpoint, hosts, infer, init_from, rng, train, writers
+from xmae_jax import checkpoint, hosts, infer, rng, train, writers
 from xmae_jax.config import Config, ConfigError, to_json
+from xmae_jax.data.batch import Source
 from xmae_jax.data.features import FeatureView, standardisation
 from xmae_jax.data.index import read_index
 from xmae_jax.data.records import Records
@@ -40,7 +41,7 @@ from xmae_jax.optim import merge, split
 from xmae_jax.program import lay_out
 from xmae_jax.rundir import Run
 from xmae_jax.scores.predictions import from_csv
-from xmae_jax.tasks.features import Cache, what_to_read
+from xmae_jax.tasks.features import Cache, encoder_params, what_to_read
 from xmae_jax.tasks.film import view_of
 from xmae_jax.tasks.members import best_of, judge, table
 from xmae_jax.tasks.phase import Data, Protocol
@@ -83,32 +84,40 @@ def run(
     if hosts.from_first((run.workdir / "final.json").is_file):
         say(f"done before: {run.workdir}")
         return
+    tested = tested_split(config, held_out, say)
     _begin(config, run)
     params = _encoder(config, objective, mesh, say)
     films = sum(map(len, (*training.records, *held_out.records)))
     reads = what_to_read(config, objective, films=films, say=say)
-    sources: list[Sequence[Any]] = [training.records, held_out.records]
+    splits = (training, held_out)
+    sources: Sequence[Sequence[Source]] = [of.records for of in splits]
     moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
         folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
         cache = Cache(config, objective, params, mesh, folder, say)
         with jax.set_mesh(mesh):
-            sources = [cache.sources(of, patches=reads == "patches") for of in sources]
-    train_data, val_data = Data(sources[0], training.chosen), Data(sources[1], held_out.chosen)
-    if reads != "films":
+            cached = [cache.sources(of.records, patches=reads == "patches") for of in splits]
         if reads == "pooled":
-            moments = standardisation(sources[0], train_data.rows)
-        view = FeatureView(objective.findings, *(moments or (None, None)))
+            moments = standardisation(cached[0], Data(cached[0], training.chosen).rows)
+        sources, view = cached, FeatureView(objective.findings, *(moments or (None, None)))
+    train_data, val_data = (Data(s, of.chosen) for s, of in zip(sources, splits, strict=True))
     protocol = Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
     head, val = _head(protocol, train_data, val_data, refit=not training.subset.few)
     if moments is not None:
         head = fold(objective, head, *moments)
     state = _assemble(protocol, {"encoder": params["encoder"], "head": head})
-    _test(protocol, state, held_out, val)
+    if tested is not None:
+        _test(protocol, state, held_out, val, tested=tested)
     final = {"step": config.total_steps, "sha256": sha256(state)}
     if hosts.is_first():
         writers.write_atomic(run.workdir / "final.json", json.dumps(final, indent=1) + "\n")
     say(f"done: {run.workdir}")
+
+
+def refitted(workdir: Path) -> bool:
+    """Tell whether a run's head was trained on the validation split too."""
+    told = workdir / "probe.json"
+    return told.is_file() and json.loads(told.read_text())["refitted"]
 
 
 def _begin(config: Config, run: Run) -> None:
@@ -122,29 +131,11 @@ def _begin(config: Config, run: Run) -> None:
 
 def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say: Any) -> Params:
     """Make the parameters, with the encoder of `init_from`."""
-    program = lay_out(config, objective, mesh)
-    if "encoder" in program.shapes.params:
+    shapes = jax.eval_shape(objective.init, rng.key(config.seed, "init"))
+    if "encoder" in split(shapes, config.optim.freeze)[0]:
         raise ConfigError(f"config.optim.freeze {config.optim.freeze} leaves the encoder free, and"
                           " a probe's is frozen: add 'encoder/.*'")  # fmt: skip
-    with jax.set_mesh(mesh):
-        make = jax.jit(program.init, out_shardings=program.shardings)
-        state = make(rng.key(config.seed, "init"))
-        params = merge(state.params, state.frozen)
-        if config.init_from is None:
-            say("WARNING: init_from is None, so the encoder is random: what is measured is how far"
-                " a head gets without any pre-training")  # fmt: skip
-            return params
-        try:
-            loaded, lines = init_from.load(
-                config.init_from,
-                {"encoder": params["encoder"]},
-                shardings={"encoder": program.shardings.frozen["encoder"]},
-                objective=objective,
-            )
-        except ValueError as error:
-            raise ConfigError(f"config.init_from: {error}") from None
-        say("\n".join(lines))
-        return {**params, **loaded}
+    return encoder_params(config, objective, mesh, say)
 
 
 def _head(
@@ -224,24 +215,37 @@ def _assemble(protocol: Protocol, params: Params) -> TrainState:
     return state
 
 
-def _test(protocol: Protocol, state: TrainState, held_out: Split, val: list[infer.Row]) -> None:
-    """Score the test split of the data, if there is one.
+def tested_split(config: Config, held_out: Split, say: Any) -> Split | None:
+    """Open the test split of the sources that have one; None where none has."""
+    there = [Records(path, "test") for path in config.data.paths if "test" in read_index(path)]
+    if not there:
+        say("there is no split 'test': nothing is tested")
+        return None
+    tested = Split(there, "test", held_out.subset)
+    _ = tested.chosen  # raises where it is empty, before anything is trained
+    return tested
+
+
+def _test(
+    protocol: Protocol,
+    state: TrainState,
+    held_out: Split,
+    val: list[infer.Row],
+    *,
+    tested: Split,
+) -> None:
+    """Score the test split.
 
     Thresholds are chosen on what the grid's winner said of the validation split, which it had not
     seen; the model that is tested was trained on it.
     """
     config, objective, name = protocol.config, protocol.objective, "test"
-    there = [Records(path, name) for path in config.data.paths if name in read_index(path)]
-    if not there:
-        protocol.say(f"there is no split {name!r}: nothing is tested")
-        return
-    tested = Split(there, name, held_out.subset)
     view = view_of(config, objective, train=False)
     data = Data(tested.records, tested.chosen)
     evaluator = Classification(
         findings=objective.findings,
         entries={"val": held_out.entries, name: tested.entries},
-        train_positive=np.array(objective.stats().positive),
+        train_positive=np.array(objective.class_stats[0]),
     )
     rows = protocol.predict(objective.classify, state, data, view)
     metrics, predictions = evaluator.evaluate({"val": val.__iter__, name: lambda: rows})
@@ -250,6 +254,7 @@ def _test(protocol: Protocol, state: TrainState, held_out: Split, val: list[infe
         "run": str(protocol.run.workdir),
         "step": config.total_steps,
         "leaks": protocol.leaks,
+        "unreadable_films": len(tested.films) - metrics["films"],
     }
     folder = protocol.run.workdir / "eval" / "classification_test" / f"step_{config.total_steps}"
     if hosts.is_first():

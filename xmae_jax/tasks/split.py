@@ -55,28 +55,28 @@ class Split:
             return digests
         return tuple(rows_digest(d, rows) for d, rows in zip(digests, self.chosen, strict=True))
 
+    @cached_property
+    def once(self) -> Rows:
+        """Indices of the records of each source that are used, in order."""
+        if self.chosen is None:
+            return tuple(np.arange(len(of)) for of in self.records)
+        return tuple(np.unique(rows) for rows in self.chosen)
+
     @property
     def films(self) -> list[Entry]:
         """The lines of the films that are used, each once, source after source."""
-        rows = self._once()
-        if rows is None:
-            return [entry for of in self.entries for entry in of]
-        return [of[i] for of, some in zip(self.entries, rows, strict=True) for i in some]
+        return [of[i] for of, rows in zip(self.entries, self.once, strict=True) for i in rows]
 
     def every(self, *, batch_size: int, limit: int) -> EveryRow:
         """List the films that are used, each once."""
-        rows = self._once()
-        sizes = tuple(len(of) for of in rows or self.records)
-        return EveryRow(sizes, batch_size, limit, rows)
+        sizes = tuple(map(len, self.once))
+        return EveryRow(sizes, batch_size, limit, None if self.chosen is None else self.once)
 
     def describe(self) -> str:
         """Tell what is trained on where that is not everything; empty else."""
         if self.part != "train" or self.chosen is None:
             return ""
         return self.subset.describe(self.entries, self.chosen)
-
-    def _once(self) -> Rows | None:
-        return None if self.chosen is None else tuple(np.unique(rows) for rows in self.chosen)
 
 
 def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split:
