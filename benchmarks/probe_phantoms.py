@@ -1,12 +1,12 @@
 """GLoRI beside a linear probe, and pre-training beside none, on phantoms with small nodules.
 
-Command:  python -m benchmarks.probe_phantoms          (three seeds; half an hour of one core)
+Command:  python -m benchmarks.probe_phantoms          (three seeds; not yet run to its end)
           python -m benchmarks.probe_phantoms --smoke    (one seed, two minutes)
 
-Draws phantoms with nodules of three times their usual contrast and as small as ever (2 to 5 px of
-64, less than a patch), pre-trains an encoder for each seed, freezes it, trains a linear probe and
-GLoRI on it and on a random encoder, and scores the test patients. Each difference is paired, its
-interval that of 1,000 samples of patients, the seeds averaged. Writes `table.md`, `scores.json`.
+Draws phantoms of which half have a nodule, of a patch's size and dense, pre-trains an encoder for
+each seed, freezes it, trains a linear probe and GLoRI on it and on a random encoder, and scores the
+test patients. Each difference is paired, its interval that of 1,000 samples of patients, the seeds
+averaged. Writes `table.md` and `scores.json`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="runs/probe_phantoms, or with --smoke _smoke")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--series", type=int, default=7, help="of phantoms; settings: series 100")
+    parser.add_argument("--series", type=int, default=7, help="of phantoms")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args(argv)
     count, steps, epochs = 3000, 1000, 30
