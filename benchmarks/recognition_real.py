@@ -3,8 +3,9 @@
     python -m benchmarks.recognition_real --films FILMS --work DIR [--smoke]
 
 FILMS is laid out as docs/data.md says: `labels.csv` with tuberculosis films of Shenzhen and
-Montgomery and whatever else there is, and `small/labels.csv` with small films of NIH. For each fold
-a small encoder is pre-trained on every film of FILMS but the fold's patients, who are left out by
+Montgomery and whatever else there is, and `small/labels.csv` with small films of NIH, all of them
+under names of their own. For each fold a small encoder is pre-trained on every film of FILMS but
+those of the fold's patients, who are left out by
 `data_prep.build --exclude`, and frozen. Logistic regressions on its CLS tokens and mean patch, on
 those of an encoder of random weights, and on the 64 x 64 pixels themselves, are compared; their
 penalty is chosen on the next fold. AUROC is that of each fold, averaged, since scores of two models
