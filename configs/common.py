@@ -220,10 +220,10 @@ def smoke(c: ConfigDict, *, image_size: int, keep: int | None = None) -> ConfigD
     c.image_size, c.compute_dtype, c.remat = image_size, "float32", "none"
     c.total_steps, c.warmup_steps, c.batch_size = 50, 5, 8
     c.log_every, c.checkpoint_every, c.eval_every, c.picture_every = 1, 10, 50, 50
-    c.eval_rows = 16
     c.data.threads = 2
     c.objective.encoder.update(width=96, depth=2, heads=3)
     if keep is not None:
+        c.eval_rows = 16
         c.objective.decoder.update(width=64, depth=2, heads=2)
         c.objective.mask.keep = keep
     if c.get("probe") is not None:

@@ -81,8 +81,10 @@ class Subset:
         kept = np.flatnonzero(left_out == (part == "test"))
         if not len(kept) or (part == "train" and not left_out.any()):
             there = ", ".join(sorted({entry.source for entry in entries}))
+            only = " is the only one, so nothing is left" if left_out.all() else " is none of them"
             raise ValueError(
-                f"leave_out_source: {self.leave_out_source!r}; sources of the {part} films: {there}"
+                f"leave_out_source: {self.leave_out_source!r}{only}; sources of the {part} films:"
+                f" {there}"
             )
         return kept
 

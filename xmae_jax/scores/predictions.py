@@ -112,7 +112,9 @@ def from_csv(text: str, *, name: str) -> Predictions:
     findings = tuple(c.removeprefix("logit:") for c in header if c.startswith("logit:"))
     named = [f"{kind}:{finding}" for finding in findings for kind in ("logit", "label")]
     if not findings or header != [*COLUMNS, *named]:
-        raise PredictionsError(f"{name}: its columns are not those of predictions.csv")
+        missing = ", ".join(c for c in (*COLUMNS, *named) if c not in header)
+        told = f"without {missing}" if missing else "in another order, or more of them"
+        raise PredictionsError(f"{name}: its columns are not those of predictions.csv: {told}")
     if twice := next((one for one in findings if findings.count(one) > 1), None):
         raise PredictionsError(f"{name}, line 1: logit:{twice} stands there twice")
     if not rows:

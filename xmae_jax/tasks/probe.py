@@ -55,11 +55,15 @@ def with_encoder(config: Config) -> Config:
         return config
     saved = Path(config.init_from) / "config.json"
     try:
-        encoder = json.loads(saved.read_text())["objective"].get("encoder")
+        there = json.loads(saved.read_text())
+        encoder, size = there["objective"].get("encoder"), there["image_size"]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"config.init_from: {saved}: {error}") from None
     if encoder is None:
         raise ConfigError(f"config.init_from: the objective of {config.init_from} has no encoder")
+    if size != config.image_size and hosts.is_first():
+        print(f"note: {config.init_from} saw films of {size} px, and here they are of"
+              f" {config.image_size}")  # fmt: skip
     if encoder == config.objective.get("encoder"):
         return config
     sizes = ", ".join(f"{name} {encoder[name]}" for name in ("width", "depth", "patch_size"))
