@@ -92,7 +92,7 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
             moved.split,
             findings=loaded.objective.findings,
         )
-        positive, _ = class_stats(training)
+        positive = class_stats(training)[0]
     except DataError as error:
         print(f"note: the run's training data cannot be read, so leaks are not looked for: {error}")
         return Checked(None, [], [str(loaded.workdir)], None)
