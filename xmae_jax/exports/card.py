@@ -167,6 +167,8 @@ def _findings(metrics: dict[str, Any]) -> str:
     if about.get("own_data") is False:
         names = ", ".join(_plain(Path(path).name) for path in about["data"])
         told += f" The films are of other data than the run's: {names}."
+    if about.get("refitted_on"):
+        told += " After they were chosen the head was trained on that split too."
     if about.get("of_training"):
         told += " The films are those of training: the scores say nothing of other films."
     return f"{told}\n\n{_table(head, rows)}"
