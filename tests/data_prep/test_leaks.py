@@ -112,14 +112,14 @@ def test_planted_films_stop_a_run(first, tmp_path, kind):
     assert build(tmp_path / "films", tmp_path / "shards") == 0
     config = config_of(shards, tmp_path / "shards")
     if words is None:
-        assert train._leaks(config) == {}
+        assert train.leaks_of(config) == {}
         return
     with pytest.raises(DataError, match=words) as error:
-        train._leaks(config)
+        train.leaks_of(config)
     planted = [e.id for e in read_entries(tmp_path / "shards") if e.split == "val"]
     assert any(name in str(error.value) for name in planted)
     allowed = config_of(shards, tmp_path / "shards", data__leaks="allow")
-    assert train._leaks(allowed) == {kind: 1}
+    assert train.leaks_of(allowed) == {kind: 1}
 
 
 def test_a_patient_in_two_sets_stops_a_run(first, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_patient_in_two_sets_stops_a_run(first, tmp_path, monkeypatch):
                         else "train")  # fmt: skip
     assert build(tmp_path / "films", tmp_path / "shards") == 0
     with pytest.raises(DataError, match="one patient on both sides"):
-        train._leaks(config_of(shards, tmp_path / "shards"))
+        train.leaks_of(config_of(shards, tmp_path / "shards"))
 
 
 def test_sets_of_two_keys_stop_a_run(first, tmp_path):
@@ -140,10 +140,10 @@ def test_sets_of_two_keys_stop_a_run(first, tmp_path):
     archive(tmp_path / "films", plain(20, start=100))
     assert build(tmp_path / "films", tmp_path / "shards", key="another") == 0
     with pytest.raises(DataError, match="different keys") as error:
-        train._leaks(config_of(shards, tmp_path / "shards"))
+        train.leaks_of(config_of(shards, tmp_path / "shards"))
     assert str(tmp_path / "shards") in str(error.value) and str(shards) in str(error.value)
     allowed = config_of(shards, tmp_path / "shards", data__leaks="allow")
-    assert train._leaks(allowed) == {"other_keys": 1}
+    assert train.leaks_of(allowed) == {"other_keys": 1}
 
 
 def test_main_exits_65_and_an_override_is_in_the_results(first, tmp_path):
@@ -182,7 +182,7 @@ def test_excluded_and_dropped_films_leave_no_leak(first, tmp_path, capsys):
     assert "same patient.png,excluded: patient in another data set" in rejected
     assert "again.png" not in rejected and "100.png,copy of another film" in rejected
     assert len(read_entries(tmp_path / "shards")) == 20
-    assert train._leaks(config_of(shards, tmp_path / "shards")) == {}
+    assert train.leaks_of(config_of(shards, tmp_path / "shards")) == {}
     assert build(tmp_path / "films", tmp_path / "shards", *extra) == 0
     assert "nothing changed" in capsys.readouterr().out
     assert build(tmp_path / "films", tmp_path / "two", *extra[:2], key="other") == 65
@@ -272,3 +272,17 @@ def test_dropping_leaves_no_pair_of_three_or_more_copies():
     assert gone[2] == "patient with a copy in another split"
     # An excluded film does not hide the pair of the others.
     assert [pair[:2] for _, pair in find_pairs(entries, {0, 1, 2, 5, 6, 7})] == [(3, 4)]
+
+
+def test_leaks_of_each_two_splits_count_once(monkeypatch):
+    def split(name, *patients):
+        films = tuple(f"{name}{i}" for i in range(len(patients)))
+        hashes = np.random.default_rng(len(name)).integers(0, 2**63, (len(films), 4), np.uint64)
+        return leaks.Index(name, "key", films, patients, films, hashes)
+
+    people = {"train": "ab", "val": "a", "test": "ab"}
+    made = {name: split(name, *patients) for name, patients in people.items()}
+    monkeypatch.setattr(train, "read_index", lambda path: made)
+    config = config_of("films", data__leaks="allow")
+    assert train.leaks_of(config) == {"patient": 3}
+    assert train.leaks_of(config, "val") == {"patient": 4}

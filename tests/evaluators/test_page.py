@@ -1,5 +1,6 @@
 """The results page: it says what a reader must know, escapes all of it, and fetches nothing."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -78,6 +79,22 @@ def test_a_file_alone_and_films_of_validation(made):
     assert "a.csv" in text and "Films in training too" not in text
     val = page(summarise(both, "val"), both, leaks=None)
     assert "chosen on the very films" in val and "not looked for" in val
+
+
+def test_films_of_training_are_called_so_by_data_and_not_by_name(made):
+    both, metrics = made
+    called = {**metrics, "split": "train", "films": 0}
+    films = tuple(film._replace(split="train") for film in both.films)
+    both = dataclasses.replace(both, films=films)
+    words = "These films are those of training"
+    assert words not in page(called, both, of_training=[])
+    told = page(called, both, of_training=["shards"])
+    assert words in told and "all of shards" in told
+    alone = results_page(both, {**called, "about": {"predictions": "a.csv"}})
+    assert words not in alone and "If the model was trained on these films" in alone
+    assert "said before is not there" in page(
+        {**called, "chosen_on": {"split": "val", "films": 0}}, both, refitted_on="val"
+    )
 
 
 def test_few_films_make_a_page_too():

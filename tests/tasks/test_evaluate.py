@@ -19,7 +19,7 @@ from xmae_jax.data.manifest import file_digest, load_manifest, write_manifest
 from xmae_jax.data.records import Records
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.scores.predictions import PredictionsError
-from xmae_jax.tasks import evaluate
+from xmae_jax.tasks import evaluate, trained_on
 from xmae_jax.tasks.evaluate import Model
 from xmae_jax.tasks.model import load_run
 from xmae_jax.tasks.split import open_split
@@ -98,7 +98,8 @@ def test_two_runs_are_compared(evaluated, tmp_path, capsys):
     found = read(tmp_path / "classification_test")["against"]
     assert found["file"] == str(file)
     assert found["films"] == found["films_of_each"][0] == found["films_of_each"][1] - 1
-    assert found["findings"]["Pneumothorax"]["difference"]["auroc"] in (0.0, None)
+    assert found["findings"]["Pneumothorax"]["difference"]["auroc"] == 0.0
+    assert found["findings"]["Nodule"]["difference"]["auroc"] != 0.0
     assert f"against {file}" in capsys.readouterr().out
     assert "Comparison" in (tmp_path / "classification_test" / "report.html").read_text()
 
@@ -158,32 +159,120 @@ def test_what_is_refused(evaluated, tmp_path, shards):
         evaluate.run_file(binary, split=None, against=None, folder=None)
 
 
-def test_films_of_training_in_the_data_stop_it(finetuned, shards, tmp_path):
+def edited(shards, copy, change):
+    """Copy a data set, and change each line of its index, a dict."""
+    shutil.copytree(shards, copy)
+    with (copy / "index.csv").open() as lines:
+        table = list(csv.DictReader(lines))
+    for line in table:
+        change(line)
+    with (copy / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    manifest = load_manifest(copy)
+    manifest["metadata"]["index.csv"] = file_digest(copy / "index.csv")
+    write_manifest(copy, manifest)
+    return copy
+
+
+def with_data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def test_films_of_training_in_the_data_stop_it(evaluated, shards, tmp_path):
     """Another data set's test films must not stand in this run's training split."""
     entries = read_entries(shards)
     moved_films = sum(entry.split == "test" for entry in entries)
-    moved = tmp_path / "moved"
-    shutil.copytree(shards, moved)
-    lines = (moved / "index.csv").read_text().splitlines()
-    column = lines[0].split(",").index("patient")
     train = next(e.patient for e in entries if e.split == "train")
-    for i, entry in enumerate(entries, 1):
-        if entry.split == "test":
-            cells = lines[i].split(",")
-            cells[column] = train
-            lines[i] = ",".join(cells)
-    (moved / "index.csv").write_text("\n".join(lines) + "\n")
-    manifest = load_manifest(moved)
-    manifest["metadata"]["index.csv"] = file_digest(moved / "index.csv")
-    write_manifest(moved, manifest)
-    config = load_run(finetuned).config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(moved)))
+    moved = edited(
+        shards, tmp_path / "moved", lambda e: e.update(patient=train) if e["split"] == "test" else 0
+    )
+    config = with_data(load_run(evaluated).config, path=str(moved))
     with pytest.raises(Leaked, match="one patient on both sides"):
-        evaluate.run(config, finetuned, split="test", against=None)
-    allowed = dataclasses.replace(config.data, leaks="allow")
-    config = dataclasses.replace(config, data=allowed)
-    evaluate.run(config, finetuned, split="test", against=None)
-    assert read(folder(finetuned, "test"))["about"]["leaks"] == {"patient": moved_films}
+        evaluate.run(config, evaluated, split="test", against=None)
+    with pytest.raises(Leaked, match="a copy of one film on both sides"):  # another set's training
+        evaluate.run(config, evaluated, split="train", against=None)
+    before = read(folder(evaluated, "test"))
+    evaluate.run(with_data(config, leaks="allow"), evaluated, split="test", against=None)
+    (found,) = evaluated.glob("eval/classification_test_*/step_4")
+    assert read(found)["about"]["leaks"] == {"patient": moved_films}
+    assert not read(found)["about"]["own_data"] and before["about"]["own_data"]
+    assert read(folder(evaluated, "test")) == before
+
+
+def test_the_training_split_is_known_by_its_data(finetuned, shards, tmp_path):
+    loaded = load_run(finetuned)
+    same = with_data(loaded.config, path=str(shutil.copytree(shards, tmp_path / "same")))
+    other = edited(shards, tmp_path / "other", lambda line: line.update(vendor="x"))
+    other = with_data(loaded.config, path=str(other))
+    assert trained_on.is_own(loaded, same) and not trained_on.is_own(loaded, other)
+    assert trained_on.of_training(loaded, same, "train") and trained_on.check(
+        loaded, same, ["train"]
+    ).leaks == {}  # fmt: skip
+    assert not trained_on.of_training(loaded, same, "val")
+    assert not trained_on.of_training(loaded, other, "train")
+    gone = dataclasses.replace(loaded, config=with_data(loaded.config, path="gone"))
+    assert trained_on.is_own(gone, same) and trained_on.check(gone, same, ["test"]).leaks == {}
+    assert not trained_on.is_own(loaded, with_data(same, leave_out_source="x"))
+
+
+def test_a_run_of_findings_before_counts_as_training(finetuned, shards, tmp_path):
+    """It was trained on what is now held out."""
+    loaded = load_run(finetuned)
+    begun = dataclasses.replace(loaded, workdir=tmp_path / "child")
+    begun = dataclasses.replace(
+        begun, config=dataclasses.replace(loaded.config, init_from=str(finetuned))
+    )
+    assert trained_on.check(begun, begun.config, ["val", "test"]).leaks == {}
+    parent = tmp_path / "parent"
+    shutil.copytree(finetuned, parent)
+    tree = json.loads((parent / "config.json").read_text())
+    tree["data"]["split"] = "test"
+    (parent / "config.json").write_text(json.dumps(tree))
+    begun = dataclasses.replace(
+        begun, config=dataclasses.replace(loaded.config, init_from=str(parent))
+    )
+    assert trained_on.check(begun, begun.config, ["val"]).compared == [
+        f"{shards} (test)", f"{shards} (train)"
+    ]  # fmt: skip
+    with pytest.raises(Leaked, match="a copy of one film"):
+        trained_on.check(begun, begun.config, ["test"])
+
+
+def test_a_refitted_head_keeps_the_thresholds_from_before(evaluated, shards, tmp_path):
+    """What it says of validation now is of films that it was trained on."""
+    workdir = tmp_path / "probe"
+    shutil.copytree(evaluated, workdir)
+    (workdir / "probe.json").write_text('{"refitted": true}')
+    file = folder(workdir, "test") / "predictions.csv"
+    header, *lines = file.read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    columns = [i for i, name in enumerate(header.split(",")) if name.startswith("logit:")]
+    for i, line in enumerate(cells):
+        if line[0] == "val":  # what another head said
+            for column in columns:
+                line[column] = f"{i % 7 + 0.125}"
+    file.write_text("\n".join([header, *map(",".join, cells)]) + "\n")
+    text, config = file.read_text(), load_run(workdir).config
+    (folder(workdir, "test") / "metrics.json").unlink()
+    with pytest.raises(ConfigError, match="--split=val: the head was chosen on it and then"):
+        evaluate.run(config, workdir, split="val", against=None)
+    with pytest.raises(Leaked, match="a copy of one film"):  # validation is training now
+        trained_on.check(load_run(workdir), config, ["val"])
+    evaluate.run(config, workdir, split=None, against=None)
+    assert file.read_text() == text
+    metrics = read(folder(workdir, "test"))
+    limits = [entry["threshold"]["logit"] for entry in metrics["findings"].values()
+              if entry["threshold"]]  # fmt: skip
+    assert limits and all(limit % 1 == 0.125 for limit in limits)
+    assert metrics["about"]["refitted_on"] == "val"
+    assert metrics["about"]["leaks_compared"] == [f"{shards} (train)", f"{shards} (val)"]
+    assert "are from what the head said of it before" in (file.parent / "report.html").read_text()
+    file.unlink()
+    evaluate.run(config, workdir, split=None, against=None)
+    metrics = read(folder(workdir, "test"))
+    assert metrics["chosen_on"]["films"] == 0 and metrics["macro"]["threshold"]["f1"] is None
 
 
 def test_a_score_that_is_no_number_ends_with_65(evaluated, tmp_path):

@@ -143,6 +143,7 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
         entry |= dict(average_precision=None, average_precision_interval=None)
         entry["threshold"] = dict(probability=0.25, sensitivity=0.5, sensitivity_interval=[0, 1])
         metrics = dict(split="test", films=43, patients=41, findings={"Nodule": entry}, macro={})
+        metrics["about"] = dict(own_data=False, data=["/somewhere/others"], refitted_on=None)
         where = workdir / f"eval/classification_test/step_{step}"
         where.mkdir(parents=True, exist_ok=True)
         (where / "metrics.json").write_text(json.dumps(metrics))
@@ -153,7 +154,7 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     assert (
         "| Nodule | 3 | 40 | 0.750 (0.625 to 0.875) | undefined | 0.2500 | 0.500 (0.000 to" in text
     )
-    assert "0.100" not in text
+    assert "0.100" not in text and "of other data than the run's: others." in text
     assert "CC0-1.0: 40" in text and "train: 31" in text
     for origin in (provenance.origin_of_run(path, step=7) for path in (workdir, mae[0])):
         for digest in (origin.config_digest, origin.weights_digest, origin.data[0].digest):

@@ -101,6 +101,22 @@ def test_a_film_gets_what_its_record_gets_in_an_evaluation(films, finetuned, cap
     assert output.stat().st_mode & 0o777 == 0o700
 
 
+def test_thresholds_of_a_refitted_head_are_from_before(finetuned, tmp_path):
+    """Those of validation itself were chosen on films that it was trained on."""
+    loaded = load_run(finetuned)
+    for split, logit in (("val", 1.0), ("test", 2.0), ("val_0123abcd", 3.0)):
+        folder = tmp_path / f"eval/classification_{split}/step_7"
+        folder.mkdir(parents=True)
+        entry = {"threshold": {"logit": logit}, "calibration": None}
+        told = {"findings": dict.fromkeys(FINDINGS, entry)}
+        (folder / "metrics.json").write_text(json.dumps(told))
+    assert set(predict.read_decisions(tmp_path, loaded).threshold) == {1.0}
+    (tmp_path / "probe.json").write_text('{"refitted": true}')
+    assert set(predict.read_decisions(tmp_path, loaded).threshold) == {2.0}
+    (tmp_path / "eval/classification_test/step_7/metrics.json").unlink()
+    assert np.isnan(predict.read_decisions(tmp_path, loaded).threshold).all()
+
+
 def turned_jpeg(pixels):
     """Store a film on its side, with the EXIF turn that sets it upright."""
     data = io.BytesIO()

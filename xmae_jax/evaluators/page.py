@@ -115,11 +115,17 @@ def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ),
     )
     if "run" in about:
-        yield "Films in training too", _leaks(about["leaks"])
+        yield "Films in training too", _leaks(about)
+        if compared := about.get("leaks_compared"):
+            yield "Training films looked at for that", ", ".join(compared)
+        if gone := about.get("leaks_not_compared"):
+            yield "Not there to be looked at", f"training films of {', '.join(gone)}"
 
 
-def _leaks(leaks: Mapping[str, int] | None) -> str:
-    if leaks is None:
+def _leaks(about: Mapping[str, Any]) -> str:
+    if of_training := about.get("of_training"):
+        return f"all of {', '.join(of_training)}"
+    if (leaks := about["leaks"]) is None:
         return "not looked for: the training data could not be read"
     told = [f"{count:,} × {kind.replace('_', ' ')}" for kind, count in leaks.items()]
     return f"allowed by the config: {', '.join(told)}" if told else "none"
@@ -127,10 +133,18 @@ def _leaks(leaks: Mapping[str, int] | None) -> str:
 
 def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Say what a reader may be misled by, and what was left out."""
-    findings = metrics["findings"]
-    if metrics["split"] == "train":
+    findings, about, chosen_on = metrics["findings"], metrics["about"], metrics["chosen_on"]
+    if about.get("of_training"):
         yield "These films are those of training: the scores say nothing of other films."
-    elif metrics["split"] == metrics["chosen_on"]["split"]:
+    elif "run" not in about and metrics["split"] == "train":
+        yield "If the model was trained on these films, the scores say nothing of other films."
+    if split := about.get("refitted_on"):
+        yield f"After its head was chosen on the split {split}, it was trained on it too. " + (
+            "Thresholds and temperatures are from what the head said of it before."
+            if chosen_on["films"]
+            else "What it said before is not there, so there are no thresholds and temperatures."
+        )
+    if metrics["split"] == chosen_on["split"]:
         yield (
             "Thresholds and temperatures were chosen on the very films that are scored here, so"
             " what comes of them looks better than it would on other films. Checkpoints and"
@@ -168,7 +182,7 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
         )
     if count := metrics["films_without_patient"]:
         yield f"Of {count:,} films the patient is not known; each counts as a patient of its own."
-    if count := metrics["about"].get("unreadable_films"):
+    if count := about.get("unreadable_films"):
         yield f"Not scored, since their records are damaged: {count:,} films."
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from xmae_jax.exports.provenance import DataSet, Origin
@@ -162,6 +163,14 @@ def _findings(metrics: dict[str, Any]) -> str:
         f" {metrics.get('split')!r}. Intervals are by patients; thresholds were chosen on the split"
         f" {metrics.get('chosen_on', {}).get('split')!r}."
     )
+    about = metrics.get("about", {})
+    if about.get("own_data") is False:
+        names = ", ".join(_plain(Path(path).name) for path in about["data"])
+        told += f" The films are of other data than the run's: {names}."
+    if about.get("refitted_on"):
+        told += " After they were chosen the head was trained on that split too."
+    if about.get("of_training"):
+        told += " The films are those of training: the scores say nothing of other films."
     return f"{told}\n\n{_table(head, rows)}"
 
 

@@ -1,6 +1,7 @@
 """Score the findings of a finished run, or of a file of predictions without any model.
 
-Each split's scores, predictions and page go to `eval/classification_<split>/step_<n>/` of the run.
+Each split's scores, predictions and page go to `eval/classification_<split>/step_<n>/` of the run,
+those of other data than its own to `eval/classification_<split>_<digest of the data>/`.
 Those of "test" hold the films of "val" too, on which thresholds and temperatures are chosen, so
 that the file alone gives all the numbers again.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,17 @@ import numpy as np
 from xmae_jax import infer, rng, sharding, writers
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow
-from xmae_jax.data.index import read_index
-from xmae_jax.data.manifest import DataError, load_manifest
+from xmae_jax.data.manifest import load_manifest
 from xmae_jax.data.records import SPLITS
 from xmae_jax.evaluators.classification import Classification, comparison_table, table
 from xmae_jax.evaluators.page import results_page
 from xmae_jax.scores.compare import compare
 from xmae_jax.scores.predictions import Predictions, PredictionsError, from_csv
 from xmae_jax.scores.summary import CHOSEN_ON, summarise
+from xmae_jax.tasks import trained_on
 from xmae_jax.tasks.model import LoadedRun, load_run, placed, refuse_other_changes
-from xmae_jax.tasks.probe import refitted
 from xmae_jax.tasks.split import Split, open_split
-from xmae_jax.tasks.train import class_stats, every_row, mesh_of, refuse_leaks
+from xmae_jax.tasks.train import every_row, mesh_of
 
 NAME = "classification"
 
@@ -46,20 +46,22 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
     if "classify" not in loaded.objective.predict_fns():
         raise ConfigError(f"--workdir={workdir}: objective {config.objective['name']!r} predicts"
                           " no findings")  # fmt: skip
-    if refitted(workdir):
-        print(f"note: the head was chosen on {CHOSEN_ON!r} and then trained on it too: what is"
-              " chosen or scored there now flatters it")  # fmt: skip
-    scored = _splits(config, split)
+    own = trained_on.is_own(loaded, config)
+    learnt = trained_on.learnt_splits(workdir, dataclasses.asdict(loaded.config.data))
+    scored = _splits(config, split, learnt=learnt if own else ())
     names = dict.fromkeys((CHOSEN_ON, *scored))
     held = {name: one for name in names if (one := _open(config, loaded.objective, name))}
-    leaks, train_positive = _training(loaded, config, [*held])
+    # A refitted head says nothing of films that it was trained on: what it said before holds.
+    before = _before_refit(workdir, loaded.step) if own and CHOSEN_ON in learnt[1:] else None
+    rows = {} if before is None else {CHOSEN_ON: before}
+    checked = trained_on.check(loaded, config, [name for name in held if name not in rows])
     evaluator = Classification(
         loaded.objective.findings,
         {name: one.entries for name, one in held.items()},
-        train_positive=train_positive,
+        train_positive=checked.positive,
     )
     model = Model(loaded, config)
-    rows = {name: list(model.rows(one)) for name, one in held.items()}
+    rows |= {name: list(model.rows(one)) for name, one in held.items() if name not in rows}
     for name in scored:
         splits = {
             one: rows[one].__iter__ for one in dict.fromkeys((CHOSEN_ON, name)) if one in rows
@@ -67,14 +69,42 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
         metrics, text = evaluator.evaluate(splits)
         metrics["about"] = {
             "data": list(config.data.paths),
+            "own_data": own,
             "run": str(workdir),
             "step": loaded.step,
-            "leaks": leaks,
+            "refitted_on": CHOSEN_ON if before is not None else None,
+            "of_training": trained_on.of_training(loaded, config, name),
+            "leaks": checked.leaks,
+            "leaks_compared": checked.compared,
+            "leaks_not_compared": checked.gone,
             "unreadable_films": len(held[name].films) - len(rows[name]),
         }
-        folder = workdir / "eval" / f"{NAME}_{name}" / f"step_{loaded.step}"
+        digest = trained_on.data_digest(config)
+        folder = workdir / "eval" / _place(name, None if own else digest) / f"step_{loaded.step}"
         writers.write_atomic(folder / "predictions.csv", text)
-        _tell(from_csv(text, name="predictions.csv"), metrics, against=against, folder=folder)
+        predictions = from_csv(text, name="predictions.csv")
+        _tell(predictions, metrics, against=against, folder=folder, digest=digest)
+
+
+def _place(split: str, digest: str | None) -> str:
+    """Name the folder of a split's scores; those of other data than the run's have their digest."""
+    return f"{NAME}_{split}" + (f"_{digest[:8]}" if digest else "")
+
+
+def _before_refit(workdir: Path, step: int) -> list[infer.Row]:
+    """Read what a probe's head said of validation before it was trained on it; else nothing."""
+    file = workdir / "eval" / _place("test", None) / f"step_{step}" / "predictions.csv"
+    if not file.is_file():
+        print(f"note: the head was trained on {CHOSEN_ON!r} after it was chosen, and what it said"
+              " before is not there: no thresholds, no temperatures")  # fmt: skip
+        return []
+    print(f"note: the head was trained on {CHOSEN_ON!r} after it was chosen; thresholds and"
+          " temperatures are from what it said before")  # fmt: skip
+    said = _read(file).of_split(CHOSEN_ON)
+    return [
+        {"logits": logits, "labels": labels, "id": np.array([film.source_index, film.place])}
+        for film, logits, labels in zip(said.films, said.logits, said.labels, strict=True)
+    ]
 
 
 def run_file(file: Path, *, split: str | None, against: Path | None, folder: Path | None) -> None:
@@ -86,17 +116,22 @@ def run_file(file: Path, *, split: str | None, against: Path | None, folder: Pat
     for name in there if split is None else [split]:
         metrics = summarise(predictions, name)
         metrics["about"] = {"predictions": str(file)}
-        place = folder and folder / f"{NAME}_{name}"
-        _tell(predictions, metrics, against=against, folder=place)
+        place = folder and folder / _place(name, None)
+        _tell(predictions, metrics, against=against, folder=place, digest=None)
 
 
 def _tell(
-    predictions: Predictions, metrics: dict[str, Any], *, against: Path | None, folder: Path | None
+    predictions: Predictions,
+    metrics: dict[str, Any],
+    *,
+    against: Path | None,
+    folder: Path | None,
+    digest: str | None,
 ) -> None:
     """Compare, print and write one split's scores."""
     print(table(metrics))
     if against is not None:
-        file = _other(against, metrics["split"])
+        file = _other(against, metrics["split"], digest=digest)
         other = compare(predictions, _read(file), metrics["split"])
         metrics["against"] = {"file": str(file), **other}
         print(comparison_table(metrics["against"]))
@@ -115,11 +150,13 @@ def _read(file: Path) -> Predictions:
         raise PredictionsError(f"{file}: no text in UTF-8") from None
 
 
-def _other(place: Path, split: str) -> Path:
-    """Find the newest predictions of a run for a split, if it is no file."""
+def _other(place: Path, split: str, *, digest: str | None) -> Path:
+    """Find the newest predictions of a run for a split of some data, if it is no file."""
     if not place.is_dir():
         return place
-    found = place.glob(f"eval/{NAME}_{split}/step_*/predictions.csv")
+    name = _place(split, digest)  # else they are its own data
+    name = name if (place / "eval" / name).is_dir() else _place(split, None)
+    found = place.glob(f"eval/{name}/step_*/predictions.csv")
     newest = max(found, key=lambda p: int(p.parent.name.removeprefix("step_")), default=None)
     if newest is None:
         raise ConfigError(f"--against={place}: it has no predictions for split {split!r};"
@@ -127,14 +164,17 @@ def _other(place: Path, split: str) -> Path:
     return newest
 
 
-def _splits(config: Config, wanted: str | None) -> list[str]:
-    """Name the splits to score."""
+def _splits(config: Config, wanted: str | None, *, learnt: tuple[str, ...]) -> list[str]:
+    """Name the splits to score; learnt: those of these data that the run was trained on."""
     there = {entry["split"] for path in config.data.paths for entry in load_manifest(path)["files"]}
     if wanted is not None and wanted not in there:
         raise ConfigError(f"--split={wanted}: the data have {', '.join(sorted(there))}")
-    found = [name for name in SPLITS if name in there - {config.data.split}]
+    if wanted in learnt[1:]:
+        raise ConfigError(f"--split={wanted}: the head was chosen on it and then trained on it too,"
+                          " so what it scores there says nothing of other films")  # fmt: skip
+    found = [name for name in SPLITS if name in there - {config.data.split, *learnt}]
     if wanted is None and not found:
-        raise ConfigError("the data have no split but that of training; name it by --split")
+        raise ConfigError("the data have no split but those of training; name it by --split")
     return found if wanted is None else [wanted]
 
 
@@ -150,25 +190,6 @@ def _open(config: Config, objective: Any, name: str) -> Split | None:
     data = dataclasses.replace(config.data, path=paths, mixture=None)
     config = dataclasses.replace(config, data=data)
     return open_split(config, name, findings=objective.findings)
-
-
-def _training(
-    loaded: LoadedRun, config: Config, splits: Sequence[str]
-) -> tuple[dict[str, int] | None, np.ndarray | None]:
-    """Return (leaks allowed, positives of each finding), None where training data are gone."""
-    saved = loaded.config
-    try:
-        seen = [read_index(path)[saved.data.split] for path in saved.data.paths]
-        training = open_split(saved, saved.data.split, findings=loaded.objective.findings)
-        positive = class_stats(training)[0]
-    except DataError as error:
-        print(f"note: the run's training data cannot be read, so leaks are not looked for: {error}")
-        return None, None
-    wanted = [name for name in splits if name != saved.data.split]
-    held = [read_index(path) for path in config.data.paths]
-    held_out = [index[name] for index in held for name in wanted if name in index]
-    found = refuse_leaks(seen, held_out, allow=config.data.leaks == "allow")
-    return found, np.array(positive)
 
 
 class Model:

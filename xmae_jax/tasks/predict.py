@@ -29,6 +29,7 @@ from xmae_jax.data.sandbox import Sandbox
 from xmae_jax.tasks import heat, overlay
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.predictor import Decisions, Predictor, Seen, Told
+from xmae_jax.tasks.probe import refitted
 
 PREDICTIONS, ABOUT, MAPS = "predictions.csv", "about.json", "maps"
 COLUMNS = tuple("number file status reason flags view kind height width".split())
@@ -84,13 +85,16 @@ def read_decisions(workdir: Path, loaded: LoadedRun) -> Decisions:
     """Find thresholds and temperatures in the scores of this very checkpoint, if there are any."""
     names = loaded.objective.findings
     nothing = np.full(len(names), np.nan)
-    # What --task=evaluate scored sees whole splits, and comes before what training looked at.
-    found = sorted(workdir.glob(f"eval/classification*/step_{loaded.step}/metrics.json"))
-    if not found:
-        print(f"note: step {loaded.step} has no scores, so no finding is called present or absent;"
-              f" first --task=evaluate --workdir={workdir}")  # fmt: skip
+    # What --task=evaluate scored sees whole splits, and comes before what training looked at. A
+    # refitted head was trained on validation; scores of test have thresholds from before that.
+    places = ["test"] if refitted(workdir) else ["val", "test", "train"]
+    folders = [*(f"classification_{split}" for split in places), "classification"]
+    paths = [workdir / "eval" / f / f"step_{loaded.step}" / "metrics.json" for f in folders]
+    path = next(filter(Path.is_file, paths), None)
+    if path is None:
+        print(f"note: step {loaded.step} has no scores of the run's own data, so no finding is"
+              f" called present or absent; first --task=evaluate --workdir={workdir}")  # fmt: skip
         return Decisions("", nothing, nothing)
-    path = next((p for p in found if p.parents[1].name == "classification_val"), found[-1])
     try:
         entries = json.loads(path.read_text())["findings"]
         threshold = [_number(entries[name]["threshold"], "logit") for name in names]

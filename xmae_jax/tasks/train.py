@@ -140,12 +140,12 @@ def _run(
 
     record = run_of(workdir, hosts.from_first(known))
     plan = _plan(config, training, record.offsets)
-    leaked = hosts.from_first(lambda: leaks_of(config))
+    chosen_on = () if config.probe is None or name is None else (name,)
+    leaked = hosts.from_first(lambda: leaks_of(config, *chosen_on))
     mesh = mesh_of(config)
 
     if config.probe is not None:
-        assert name is not None and held_out is not None  # config.py sees to it
-        leaked |= hosts.from_first(lambda: leaks_of(config, name))  # it chooses on it
+        assert held_out is not None  # config.py sees to it
         probe.run(
             config,
             objective,
@@ -271,16 +271,21 @@ def mesh_of(config: Config) -> jax.sharding.Mesh:
     return mesh
 
 
-def leaks_of(config: Config, split: str | None = None) -> dict[str, int]:
-    """Count what stands in a split and in any other; Leaked unless that is allowed.
+def leaks_of(config: Config, *more: str) -> dict[str, int]:
+    """Count what stands in the training split and in any other; Leaked unless that is allowed.
 
-    split: that of training if None.
+    more: splits that are compared with all others too. Each two splits count once.
     """
-    split = split or config.data.split
     indices = [read_index(path) for path in config.data.paths]
-    seen = [index[split] for index in indices]
-    others = [of for index in indices for name, of in index.items() if name != split]
-    return refuse_leaks(seen, others, allow=config.data.leaks == "allow")
+    splits = (config.data.split, *more)
+    counts: Counter[str] = Counter()
+    for i, split in enumerate(splits, 1):
+        seen = [index[split] for index in indices]
+        rest = [of for index in indices for name, of in index.items() if name not in splits[:i]]
+        counts.update(refuse_leaks(seen, rest, allow=config.data.leaks == "allow"))
+    if "other_keys" in counts:  # of the data sets, whatever the split
+        counts["other_keys"] = 1
+    return dict(counts)
 
 
 def refuse_leaks(
