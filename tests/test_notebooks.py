@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,6 +13,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from tests.conftest import ROOT
+from tests.made_runs import make_run
+from xmae_jax.config import ExportConfig
+from xmae_jax.tasks import export
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = "FILMS, SIZE, STEPS, BATCH = 60, 64, 6, 8\nWIDTH, DEPTH, HEADS = 48, 2, 3"
@@ -58,7 +62,13 @@ def pictures(notebook) -> int:
 
 
 def test_finetune(tmp_path):
-    done = run("finetune", f"WORK = {str(tmp_path)!r}\n{SMALL}")
+    config = make_run(
+        tmp_path / "mae", "quickstart", objective__encoder__norm_eps=1e-12,
+        objective__encoder__width=48, objective__encoder__heads=3,
+    )  # fmt: skip
+    export.run(replace(config, export=ExportConfig("hf", False, None)), tmp_path / "mae")
+    begin = f"INIT_FROM, ENCODER = '{tmp_path}/mae/export/hf', 'norm_eps=1e-12 base_grid=4'\n"
+    done = run("finetune", f"WORK = {str(tmp_path)!r}\n{begin}{SMALL}")
     assert "AUROC" in texts(done) and pictures(done) == 1
 
 
