@@ -61,7 +61,7 @@ def pictures(notebook) -> int:
     )
 
 
-def test_finetune(tmp_path):
+def test_finetune_and_explain(tmp_path):
     config = make_run(
         tmp_path / "mae", "quickstart", objective__encoder__norm_eps=1e-12,
         objective__encoder__width=48, objective__encoder__heads=3,
@@ -70,16 +70,10 @@ def test_finetune(tmp_path):
     begin = f"INIT_FROM, ENCODER = '{tmp_path}/mae/export/hf', 'norm_eps=1e-12 base_grid=4'\n"
     done = run("finetune", f"WORK = {str(tmp_path)!r}\n{begin}{SMALL}")
     assert "AUROC" in texts(done) and pictures(done) == 1
-
-
-def test_explain_makes_its_own_run_and_predicts_anew_each_time(tmp_path):
-    where = f"WORK = {str(tmp_path)!r}\nFILMS, SIZE, STEPS, BATCH = 40, 64, 4, 8\n"
-    done = run("explain", where)
-    assert "10 of 11 files are films" in texts(done) and "rejected" in texts(done)
+    where = f"WORK = '{tmp_path}/explain'\nRUN = '{tmp_path}/run'\n"
+    done = run("explain", where + f"FILES = '{tmp_path}/films/images/ph_00000[12]*'")
+    assert "2 of 3 files are films" in texts(done) and "rejected" in texts(done)
     assert pictures(done) >= 1
-    again = f"RUN = '{tmp_path}/run'\nFILES = '{tmp_path}/films/images/ph_00001[12]*'"
-    assert "2 of 3 files are films" in texts(run("explain", where + again))
-    assert len([*(tmp_path / "predict").iterdir()]) == 2
 
 
 def test_a_command_that_fails_stops_a_notebook():
@@ -90,6 +84,17 @@ def test_a_command_that_fails_stops_a_notebook():
         client = NotebookClient(nbformat.v4.new_notebook(cells=[cells[0], last]))
         with pytest.raises(CellExecutionError, match="exit code 3") if fails else nullcontext():
             client.execute()
+
+
+@pytest.mark.slow
+def test_explain_makes_its_own_run_and_predicts_anew_each_time(tmp_path):
+    where = f"WORK = {str(tmp_path)!r}\nFILMS, SIZE, STEPS, BATCH = 40, 64, 4, 8\n"
+    done = run("explain", where)
+    assert "10 of 11 files are films" in texts(done) and "rejected" in texts(done)
+    assert pictures(done) >= 1
+    again = f"RUN = '{tmp_path}/run'\nFILES = '{tmp_path}/films/images/ph_00001[12]*'"
+    assert "2 of 3 files are films" in texts(run("explain", where + again))
+    assert len([*(tmp_path / "predict").iterdir()]) == 2
 
 
 @pytest.mark.slow
