@@ -56,7 +56,7 @@ def _classification(config: Config, objective: Any) -> Evaluator:
     return Classification(
         findings=objective.findings,
         entries={"val": entries},
-        train_positive=np.array(objective.class_stats[0]),
+        train_positive=np.array(objective.counts[0]),
     )
 
 
