@@ -3,13 +3,19 @@
 import os
 import re
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from tests.conftest import ROOT
+from tests.made_runs import make_run
+from xmae_jax.config import ExportConfig
+from xmae_jax.tasks import export
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = "FILMS, SIZE, STEPS, BATCH = 60, 64, 6, 8\nWIDTH, DEPTH, HEADS = 48, 2, 3"
@@ -56,13 +62,39 @@ def pictures(notebook) -> int:
 
 
 def test_finetune_and_explain(tmp_path):
-    done = run("finetune", f"WORK = {str(tmp_path)!r}\n{SMALL}")
+    config = make_run(
+        tmp_path / "mae", "quickstart", objective__encoder__norm_eps=1e-12,
+        objective__encoder__width=48, objective__encoder__heads=3,
+    )  # fmt: skip
+    export.run(replace(config, export=ExportConfig("hf", False, None)), tmp_path / "mae")
+    begin = f"INIT_FROM, ENCODER = '{tmp_path}/mae/export/hf', 'norm_eps=1e-12 base_grid=4'\n"
+    done = run("finetune", f"WORK = {str(tmp_path)!r}\n{begin}{SMALL}")
     assert "AUROC" in texts(done) and pictures(done) == 1
-    where = f"RUN = '{tmp_path}/run'\nOUTPUT = '{tmp_path}/out'\n"
+    where = f"WORK = '{tmp_path}/explain'\nRUN = '{tmp_path}/run'\n"
     done = run("explain", where + f"FILES = '{tmp_path}/films/images/ph_00000[12]*'")
-    told = texts(done)
-    assert re.search(r"2 of 3 files are films", told) and "rejected" in told
+    assert "2 of 3 files are films" in texts(done) and "rejected" in texts(done)
     assert pictures(done) >= 1
+
+
+def test_a_command_that_fails_stops_a_notebook():
+    cells = [nbformat.read(path, as_version=4).cells[2] for path in NOTEBOOKS]
+    assert len({cell.source for cell in cells}) == 1
+    for command, fails in (("true", False), ("sh -c 'exit 3'", True)):
+        last = nbformat.v4.new_code_cell(f"code = {command!r}\n!{{code}}")
+        client = NotebookClient(nbformat.v4.new_notebook(cells=[cells[0], last]))
+        with pytest.raises(CellExecutionError, match="exit code 3") if fails else nullcontext():
+            client.execute()
+
+
+@pytest.mark.slow
+def test_explain_makes_its_own_run_and_predicts_anew_each_time(tmp_path):
+    where = f"WORK = {str(tmp_path)!r}\nFILMS, SIZE, STEPS, BATCH = 40, 64, 4, 8\n"
+    done = run("explain", where)
+    assert "10 of 11 files are films" in texts(done) and "rejected" in texts(done)
+    assert pictures(done) >= 1
+    again = f"RUN = '{tmp_path}/run'\nFILES = '{tmp_path}/films/images/ph_00001[12]*'"
+    assert "2 of 3 files are films" in texts(run("explain", where + again))
+    assert len([*(tmp_path / "predict").iterdir()]) == 2
 
 
 @pytest.mark.slow

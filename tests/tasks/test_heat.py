@@ -1,5 +1,6 @@
 """Maps of where a model looked, against sums written out, and over the film that they are of."""
 
+import dataclasses
 import io
 
 import jax
@@ -12,6 +13,7 @@ from tests.objectives.test_supervised import batch_of, small
 from xmae_jax import rng
 from xmae_jax.attention import read_back
 from xmae_jax.data.transforms import square_film
+from xmae_jax.digest import flatten, nested
 from xmae_jax.heads.attentive import AttentiveConfig
 from xmae_jax.heads.linear import LinearConfig
 from xmae_jax.heads.query import QueryConfig
@@ -105,7 +107,8 @@ def test_rollout_is_the_product_of_all_maps(head):
         of_cls = {"cls": 1, "mean": 0, "cls_mean": 0.5}[head.pool]
         start[:, :, 0] = of_cls
         start[:, :, 3:] = (1 - of_cls) * (valid / valid.sum(1, keepdims=True))[:, None]
-    expected = (start @ product)[:, :, 3:] * valid.sum(1)[:, None, None]
+    expected = (start @ product)[:, :, 3:] * valid[:, None]
+    expected *= (valid.sum(1)[:, None] / expected.sum(-1))[:, :, None]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -141,7 +144,7 @@ def test_gradients_of_a_head_that_pools_cls_go_through_the_last_block(pool):
     valid = np.asarray(batch["valid"])[:, :, None]
     patches, slope = np.asarray(x)[:, 3:], np.asarray(jax.grad(logit)(x))[:, 3:]
     mean = (patches * valid).sum(1, keepdims=True) / valid.sum(1, keepdims=True)
-    expected = np.maximum((slope * (patches - mean)).sum(-1), 0)
+    expected = np.maximum((slope * (patches - mean)).sum(-1), 0) * valid[:, :, 0]
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-3, atol=1e-6)
 
 
@@ -155,14 +158,45 @@ def test_attention_is_the_heads_own_and_even_is_one():
     np.testing.assert_allclose(found[1, 1], weights[1, c] * valid[1].sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [QUERY, ATTENTIVE, linear("mean"), linear("cls")])
+@pytest.mark.parametrize("head", [linear("cls"), linear("mean"), QUERY])
+def test_even_attention_is_one_on_the_film_and_none_on_padding(head):
+    objective, params, batch = made(head)
+    params = {k: jnp.zeros_like(v) if "attention/qkv" in k or k.startswith("head/") else v
+              for k, v in flatten(params).items()}  # fmt: skip
+    fn = heat.heat_of(objective, "rollout")
+    found = np.asarray(fn(nested(params), {}, {}, batch, rng.key(0, "eval"))["heat"])
+    valid = np.asarray(batch["valid"])
+    assert not valid.all()
+    np.testing.assert_allclose(found, valid[:, None].repeat(2, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gradient", "rollout"])
+def test_a_scale_is_the_films_own_where_padding_is_attended_to(method):
+    found, _, batch = mapped(linear("cls"), method)
+    valid = np.asarray(batch["valid"])
+    assert not valid.all() and (found.swapaxes(1, 2)[~valid] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "head", [QUERY, dataclasses.replace(QUERY, groups=2), ATTENTIVE, linear("mean"), linear("cls")]
+)
 def test_the_default_tells_findings_apart(head):
     objective, params, batch = made(head)
     method = heat.default_method(objective)
-    assert not heat.same_for_all(objective, method)
+    assert heat.shared_by(objective, method) == 1
     batch["chosen"] = jnp.tile(jnp.array([[0, 1]], jnp.int32), (4, 1))
     found = heat.heat_of(objective, method)(params, {}, {}, batch, rng.key(0, "eval"))["heat"]
     assert not np.allclose(found[:, 0], found[:, 1])
+
+
+def test_a_map_is_shared_where_a_query_answers_for_several_findings():
+    grouped = dataclasses.replace(QUERY, groups=2)
+    objective, params, batch = made(grouped)
+    assert heat.shared_by(objective, "attention") == heat.shared_by(objective, "rollout") == 2
+    batch["chosen"] = jnp.tile(jnp.array([[0, 1]], jnp.int32), (4, 1))
+    fn = heat.heat_of(objective, "attention")
+    found = fn(params, {}, {}, batch, rng.key(0, "eval"))["heat"]
+    np.testing.assert_array_equal(found[:, 0], found[:, 1])
 
 
 def test_a_head_without_a_map_of_its_own_is_told():

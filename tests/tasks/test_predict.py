@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import sys
 
 import numpy as np
@@ -63,7 +64,7 @@ def predicted(workdir, files, **changes):
     config = dataclasses.replace(config, predict=PredictConfig(**settings))
     predict.run(config, workdir, [str(path) for path in files])
     output = max((workdir / "predict").iterdir(), key=lambda p: int(p.name))
-    with (output / "predictions.csv").open() as table:
+    with (output / "predictions.csv").open(errors="surrogateescape") as table:
         return {row["file"]: row for row in csv.DictReader(table)}, output
 
 
@@ -158,6 +159,21 @@ def test_a_line_for_each_file_and_maps_upright_at_the_films_own_size(films, fine
         for top in range(page.shape[0] - height)
     ]
     assert max(likeness) > 0.7  # through the colours
+
+
+def test_a_name_that_is_not_utf_8_costs_no_other_file(films, finetuned, tmp_path, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # strict, as of a terminal
+    film = (films / "films/images/ph_000000.dcm").read_bytes()
+    names = [os.fsdecode(bytes(tmp_path) + b"/M\xfcller" + end) for end in (b".dcm", b".png")]
+    for name, data in zip(names, (film, b"x"), strict=True):
+        with open(name, "wb") as file:
+            file.write(data)
+    monkeypatch.setattr(sys, "stdout", out)
+    _, output = predicted(finetuned, names, maps=0)
+    out.flush()
+    assert out.buffer.getvalue().count(rb"M\udcfcller") == 2
+    table = (output / "predictions.csv").read_bytes()
+    assert table.count(b"/M\xfcller.") == 2 and table.count(b",ok,") == 1
 
 
 def test_films_are_made_as_the_run_s_were_though_its_data_are_gone(finetuned, tmp_path, capsys):

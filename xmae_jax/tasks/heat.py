@@ -1,15 +1,19 @@
 """Where a model looked for a finding: a number, not below 0, for each patch of a film.
 
-"attention": what the head's query for the finding reads, a mean over its heads; 1 is even.
+"attention": what the head's query for the finding reads, a mean over its heads, as a share of what
+all patches of the film get; 1 is even.
 "rollout": attention rollout (Abnar and Zuidema, arXiv 2005.00928) through all blocks, from that map
-or, for a linear head, from the tokens that it pools; 1 is even. It says less of the finding than of
-the film: for a linear head it is one map for all findings.
+or, for a linear head, from the tokens that it pools; 1 is even among the patches of the film, what
+goes to CLS, registers and padding is left out. It says less of the finding than of the film: for a
+linear head it is one map for all findings.
 "gradient": tokens, less the film's mean token, times the logit's gradient at them, summed over the
 width, the negative part cut off: with a linear head over mean patches, by how much a patch raises
 the logit more than the film's mean patch does, times the patches. Grad-CAM (Selvaraju et al., arXiv
 1610.02391) takes no mean off, and shows nothing where each patch lowers the logit. The tokens are
 those that the head reads. A head that pools CLS passes no gradient to these, so there they are what
 enters the blocks that it reads.
+
+Padding has 0 in each of them, so that scales are the film's own.
 
 None of it is proof of a reason: a map shows what the model used, not what is there.
 """
@@ -43,12 +47,18 @@ SCALES = {
 
 def default_method(objective: Supervised) -> Method:
     """Return what tells findings apart: the head's map if it has one for each, else gradients."""
-    return "attention" if isinstance(objective.head, QueryConfig) else "gradient"
+    return "gradient" if shared_by(objective, "attention") > 1 else "attention"
 
 
-def same_for_all(objective: Supervised, method: Method) -> bool:
-    """Tell whether a film has one map for all of its findings."""
-    return method != "gradient" and not isinstance(objective.head, QueryConfig)
+def shared_by(objective: Supervised, method: Method) -> int:
+    """Return how many findings have one map together, at most: those that a query answers for."""
+    if method == "gradient":
+        return 1
+    findings = len(objective.findings)
+    queries = 1
+    if isinstance(objective.head, QueryConfig):
+        queries = objective.head.groups or findings
+    return -(-findings // queries)
 
 
 def heat_of(objective: Supervised, method: Method) -> Callable[..., dict[str, Array]]:
@@ -72,7 +82,7 @@ def heat_of(objective: Supervised, method: Method) -> Callable[..., dict[str, Ar
 
 
 def _attention(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Float[Array, "b m n"]:
-    return _times_even(_head_map(model, model.features(batch), chosen), batch["valid"])
+    return _of_even(_head_map(model, model.features(batch), chosen), batch["valid"])
 
 
 def _head_map(
@@ -83,8 +93,11 @@ def _head_map(
     return jnp.take_along_axis(weights, chosen[:, :, None], axis=1)
 
 
-def _times_even(weights: Float[Array, "b m n"], valid: Array) -> Float[Array, "b m n"]:
-    return weights * jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
+def _of_even(weights: Float[Array, "b m n"], valid: Bool[Array, "b n"]) -> Float[Array, "b m n"]:
+    """Divide weights by their mean over the patches of the film; 0 elsewhere."""
+    kept = weights.astype(jnp.float32) * valid[:, None]
+    mean = kept.sum(axis=2, keepdims=True) / jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
+    return kept / jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
 
 
 def _rollout(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Float[Array, "b m n"]:
@@ -106,7 +119,7 @@ def _rollout(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Floa
         [rows[:, :, :1], jnp.zeros((*rows.shape[:2], registers)), rows[:, :, 1:]], axis=2
     )
     rows = rollout(model.encoder.blocks, stream[:-1], rows)
-    return _times_even(rows[:, :, 1 + registers :], valid)
+    return _of_even(rows[:, :, 1 + registers :], valid)
 
 
 def _features(model: Classifier, outputs: Float[Array, "s b t d"], batch: Batch) -> Features:
@@ -150,7 +163,10 @@ def _shares(
     chosen: Int[Array, "b m"],
     seen: Bool[Array, "b k"],
 ) -> Float[Array, "b m k"]:
-    """Multiply tokens [b k d], less the mean of those seen, by the chosen logits' gradients."""
+    """Multiply tokens [b k d], less the mean of those seen, by the chosen logits' gradients.
+
+    Those not seen, which may have gradients too by way of attention, get 0.
+    """
     found, pull = jax.vjp(logits, tokens)
     wanted = jax.nn.one_hot(chosen.T, found.shape[1], dtype=found.dtype)  # m b c
     (gradients,) = jax.vmap(pull)(wanted)
@@ -159,4 +175,4 @@ def _shares(
         jnp.einsum("mbkd,bkd->bmk", g, t - jnp.einsum("bk,bkd->bd", weights, t)[:, None])
         for g, t in zip(gradients, (t.astype(jnp.float32) for t in tokens), strict=True)
     )
-    return jax.nn.relu(sum(parts, start=jnp.zeros(())[None, None, None]))
+    return jax.nn.relu(sum(parts, start=jnp.zeros(())[None, None, None])) * seen[:, None]

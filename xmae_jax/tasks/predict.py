@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ class _Writer:
     def __init__(self, output: Path, objective: Any, decisions: Decisions, *, method: heat.Method):
         self._output, self._decisions, self._method = output, decisions, method
         self._findings: tuple[str, ...] = objective.findings
-        self._alike = heat.same_for_all(objective, method)
+        self._shared = heat.shared_by(objective, method)
         self._number = self.usable = 0
 
     def __enter__(self) -> _Writer:
@@ -152,7 +153,7 @@ class _Writer:
         self._number += 1
         rest = len(COLUMNS) - 4 + len(EACH) * len(self._findings)
         self._line([self._number, name, "rejected", reason, *[""] * rest])
-        print(f"{self._number} {name}: rejected: {reason}")
+        print(f"{self._number} {_shown(name)}: rejected: {reason}")
 
     def write(self, name: str, film: Film, told: Told) -> None:
         """Write the line of a film, and its maps."""
@@ -183,7 +184,7 @@ class _Writer:
             for c in np.argsort(-logits, kind="stable")[:3]
         )
         warned = f" ({', '.join(film.flags)})" if film.flags else ""
-        print(f"{self._number} {name}: {likeliest}{warned}")
+        print(f"{self._number} {_shown(name)}: {likeliest}{warned}")
 
     def _map(self, film: Film, told: Told, c: int, values: Float[np.ndarray, "gh gw"]) -> None:
         """Draw where the model looked for one finding."""
@@ -191,8 +192,9 @@ class _Writer:
         called = _called(told.logits[c], limit)
         decided = f"threshold {expit(limit):.2f}: {called}" if called else "no threshold"
         scale = heat.SCALES[self._method]
-        if self._alike:
-            scale = dataclasses.replace(scale, unit=f"{scale.unit}; the same for all findings")
+        if self._shared > 1:
+            which = "all" if self._shared == len(self._findings) else f"{self._shared} of the"
+            scale = dataclasses.replace(scale, unit=f"{scale.unit}; the same for {which} findings")
         lines = [f"film {self._number}: {name} {expit(told.logits[c]):.2f} ({decided})"]
         lines += [f"{flag}: {FLAGS[flag]}" for flag in film.flags]
         picture = overlay.draw(
@@ -204,6 +206,12 @@ class _Writer:
         )
         file = f"{self._number:04d}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}.png"
         (self._output / MAPS / file).write_bytes(picture)
+
+
+def _shown(name: str) -> str:
+    """Escape what the terminal cannot show, such as a name that is not UTF-8."""
+    encoding = sys.stdout.encoding or "ascii"
+    return name.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _called(logit: float, threshold: float) -> str:
