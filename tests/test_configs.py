@@ -3,6 +3,7 @@
 After a wanted change: `PYTHONPATH=. python tests/test_configs.py` writes the golden files anew.
 """
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -90,6 +91,14 @@ def test_errors_name_the_key(changes, words):
         config_lib.build(config_lib.Config, change(**changes))
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["finetune_linear", "evaluate_knn"])
+@pytest.mark.parametrize("key", ["split", "eval_split"])
+def test_what_is_tested_is_neither_trained_nor_chosen_on(name, key):
+    config = resolved(name, "smoke")
+    with pytest.raises(ValueError, match="scores 'test' at its end"):
+        dataclasses.replace(config, data=dataclasses.replace(config.data, **{key: "test"}))
 
 
 @pytest.mark.parametrize(

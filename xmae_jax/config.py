@@ -285,6 +285,12 @@ class Config:
             raise ValueError(
                 "guard.spike_sigma judges one loss, and optim.grid has several: set one to None"
             )
+        tests = "probe" if self.probe else "knn" if self.knn else None
+        if tests and "test" in (self.data.split, self.data.eval_split):
+            raise ValueError(
+                f"{tests} scores 'test' at its end: train on another split than that"
+                " (data.split), and choose on another (data.eval_split)"
+            )
         if self.probe is not None:
             self._check_probe()
 

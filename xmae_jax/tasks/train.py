@@ -26,7 +26,7 @@ from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.index import Index, read_entries, read_index
 from xmae_jax.data.manifest import film_format
 from xmae_jax.data.plan import Plan, mixture_counts
-from xmae_jax.evaluators.classification import Classification
+from xmae_jax.evaluators.classification import Classification, Splits
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
@@ -47,16 +47,29 @@ def _segmentation(config: Config, objective: Any) -> Evaluator:
     return Segmentation()
 
 
+@dataclasses.dataclass(frozen=True)
+class _HeldOut(Classification):
+    """Writes held-out films under the name of their split, as thresholds go by it."""
+
+    split: str
+
+    def evaluate(self, splits: Splits) -> tuple[dict[str, Any], str]:
+        """Return (metrics, predictions as CSV) of the rows of "val", the loop's name for them."""
+        return super().evaluate({self.split: splits["val"]})
+
+
 def _classification(config: Config, objective: Any) -> Evaluator:
     split = config.data.eval_split
+    assert split is not None
     entries = [
         [entry for entry in read_entries(path) if entry.split == split]
         for path in config.data.paths
     ]
-    return Classification(
+    return _HeldOut(
         findings=objective.findings,
-        entries={"val": entries},
+        entries={split: entries},
         train_positive=np.array(objective.class_stats[0]),
+        split=split,
     )
 
 
