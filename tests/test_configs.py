@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.conftest import ROOT
 from xmae_jax import config as config_lib
@@ -91,6 +92,15 @@ def test_errors_name_the_key(changes, words):
         config_lib.build(config_lib.Config, change(**changes))
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "finetune_linear"])
+def test_a_grid_is_a_probes_alone(name):
+    given = importlib.import_module(f"configs.{name}").get_config("smoke")
+    given.guard.spike_sigma = None
+    given.optim.grid = ConfigDict(dict(blr=(1.0,), weight_decay=(0.0,)))
+    with pytest.raises(config_lib.ConfigError, match="config.optim.grid: set it to None"):
+        config_lib.resolve(given)
 
 
 @pytest.mark.parametrize("name", ["finetune_linear", "evaluate_knn"])

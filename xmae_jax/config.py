@@ -301,8 +301,6 @@ class Config:
         for name in ("crop_scale", "augment", "mixture"):
             if getattr(self.data, name) is not None:
                 raise ValueError(f"probe reads features of whole films: set data.{name} to None")
-        if self.optim.grid is not None:
-            raise ValueError("probe.grid is what a probe tries: set optim.grid to None")
 
     @property
     def rows_at_once(self) -> int:
@@ -350,8 +348,11 @@ def nearest(name: str, known: Any) -> str:
 
 
 def resolve(config: ml_collections.ConfigDict) -> Config:
-    """Check a whole ConfigDict."""
-    return build(Config, json.loads(config.to_json()))
+    """Check a whole ConfigDict, as a user gives it."""
+    made = build(Config, json.loads(config.to_json()))
+    if made.optim.grid is not None:  # a probe sets it for one of its phases
+        raise ConfigError("config.optim.grid: set it to None; what a probe tries is probe.grid")
+    return made
 
 
 def objective_of(config: Config, objectives: dict[str, type]) -> Any:
