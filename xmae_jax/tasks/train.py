@@ -35,7 +35,7 @@ from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
 from xmae_jax.tasks import probe
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
-from xmae_jax.tasks.split import Split, open_split
+from xmae_jax.tasks.split import Split, class_stats, open_split
 from xmae_jax.typing import Evaluator
 
 
@@ -90,19 +90,14 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    config = dataclasses.replace(
-        config,  # without what other tasks are asked: no part of a run
-        plan=PlanConfig(None, False, None),
-        predict=PredictConfig(None, None, 3),
-        export=ExportConfig("safetensors", False, None),
-    )
+    config = of_run(config)
     if config.probe is not None:
         config = probe.with_encoder(config)
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
     if hosts.is_first():
-        _check_place(config, workdir)
+        check_place(config, workdir)
     with lock.acquire(workdir) if hosts.is_first() else contextlib.nullcontext() as held:
         if hosts.from_first(lambda: True) and not (workdir / "lock").exists():
             raise ConfigError(
@@ -112,6 +107,16 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
         check = held.check if held else lambda: None
         permit = train.Permit(fresh=allow_fresh, check_lock=check)
         _run(config, objective, training, workdir, permit, allow_config_change=allow_config_change)
+
+
+def of_run(config: Config) -> Config:
+    """Drop what other tasks are asked, which is no part of a run."""
+    return dataclasses.replace(
+        config,
+        plan=PlanConfig(None, False, None),
+        predict=PredictConfig(None, None, 3),
+        export=ExportConfig("safetensors", False, None),
+    )
 
 
 def _run(
@@ -125,7 +130,7 @@ def _run(
 ) -> None:
     """Open data and devices, and enter the loop."""
     if hosts.is_first():
-        _refuse_changes(_config_changes(config, workdir), workdir, allow=allow_config_change)
+        refuse_changes(config_changes(config, workdir), workdir, allow=allow_config_change)
     name, findings = config.data.eval_split, training.subset.findings
     held_out = open_split(config, name, findings=findings) if name else None
     listed = [
@@ -144,11 +149,11 @@ def _run(
             for i, (old, new) in enumerate(zip_longest(record.sources, listed))
             if old != new
         ]
-        _refuse_changes(changes, workdir, allow=allow_config_change)
+        refuse_changes(changes, workdir, allow=allow_config_change)
         record = dataclasses.replace(record, sources=listed)
         if record.configs and record.digest(config_lib.to_json(config)) not in record.configs:
             changes = changes or ["config.json, which is missing or was edited"]
-            _refuse_changes(changes, workdir, allow=allow_config_change)
+            refuse_changes(changes, workdir, allow=allow_config_change)
         return record.tree()
 
     record = run_of(workdir, hosts.from_first(known))
@@ -242,14 +247,7 @@ def open_objective(config: Config) -> tuple[Any, Split]:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
 
-def class_stats(training: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Count the training films with each finding, and those of which it is known."""
-    labels = training.subset.labels(training.films)
-    known, positive = np.isin(labels, (0.0, 1.0)).sum(axis=0), (labels == 1.0).sum(axis=0)
-    return tuple(float(n) for n in positive), tuple(float(n) for n in known)
-
-
-def _check_place(config: Config, workdir: Path) -> None:
+def check_place(config: Config, workdir: Path) -> None:
     """Refuse a directory that holds something else, and a start from nothing."""
     begun = bool(step_directories(workdir))
     if config.init_from is not None and not begun:
@@ -323,7 +321,7 @@ def _plan(config: Config, training: Split, offsets: tuple[tuple[int, int], ...])
     return Plan(config.seed, sizes, counts, training.digests, offsets, training.chosen)
 
 
-def _config_changes(config: Config, workdir: Path) -> list[str]:
+def config_changes(config: Config, workdir: Path) -> list[str]:
     """List what differs from the config that the run began with."""
     saved = workdir / "config.json"
     if not saved.is_file():
@@ -334,7 +332,7 @@ def _config_changes(config: Config, workdir: Path) -> list[str]:
         raise ConfigError(f"{saved} is not JSON: {error}") from None
 
 
-def _refuse_changes(changes: list[str], workdir: Path, *, allow: bool) -> None:
+def refuse_changes(changes: list[str], workdir: Path, *, allow: bool) -> None:
     """Stop where config or data are not those with which the run began."""
     listed = "\n  ".join(changes)
     if changes and not allow:
