@@ -97,7 +97,7 @@ def _run(
     evaluator = Classification(
         findings=objective.findings,
         entries={name: splits[name].entries for name in films},
-        train_positive=np.array(objective.stats().positive),
+        train_positive=np.array(objective.class_stats[0]),
     )
     metrics, predictions = evaluator.evaluate(
         {name: partial(of.rows, told[name]) for name, of in films.items()}

@@ -109,16 +109,19 @@ def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split
     return split
 
 
-def class_stats(*splits: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Count the films with each finding, and those of which it is known."""
+def class_stats(
+    *splits: Split,
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Count the films in which each finding is present, is certain, and is uncertain."""
     labels = np.concatenate([of.subset.labels(of.films) for of in splits])
-    known, positive = np.isin(labels, (0.0, 1.0)).sum(axis=0), (labels == 1.0).sum(axis=0)
-    return tuple(float(n) for n in positive), tuple(float(n) for n in known)
+    masks = (labels == 1.0, np.isin(labels, (0.0, 1.0)), labels == -1.0)
+    positive, known, unsure = (tuple(mask.sum(axis=0).astype(float).tolist()) for mask in masks)
+    return positive, known, unsure
 
 
 def check_both_sides(held_out: Split) -> None:
     """Raise ConfigError if nothing can be chosen on a split, since no finding has a score."""
-    positive, known = map(np.array, class_stats(held_out))
+    positive, known, _ = map(np.array, class_stats(held_out))
     if not ((0 < positive) & (positive < known)).any():
         raise ConfigError(
             f"config.data.eval_split: on {held_out.records[0].split!r} is chosen, and no finding is"

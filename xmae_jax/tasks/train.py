@@ -235,7 +235,7 @@ def open_objective(config: Config) -> tuple[Any, Split]:
     if findings:
         stats = class_stats(training)
         objective = dataclasses.replace(objective, class_stats=stats)
-        for name, present, of in zip(findings, *stats, strict=True):
+        for name, present, of in zip(findings, *stats[:2], strict=True):
             if hosts.is_first() and not 0 < present < of:
                 print(f"note: {name} is present in {present:.0f} of the {of:.0f} training films"
                       " that know it")  # fmt: skip
