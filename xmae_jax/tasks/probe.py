@@ -252,6 +252,7 @@ def _test(
     config, objective, name = protocol.config, protocol.objective, "test"
     view = view_of(config, objective, train=False)
     data = Data(tested.records, tested.chosen)
+    assert objective.class_stats is not None  # open_objective counted
     evaluator = Classification(
         findings=objective.findings,
         entries={"val": held_out.entries, name: tested.entries},
