@@ -158,7 +158,7 @@ def test_a_probe_goes_on_where_it_was(config, done, lost, tmp_path, capsys, monk
     run(config, tmp_path / "run")
     assert final(tmp_path / "run")["sha256"] == final(done)["sha256"]
     assert ("found in" in capsys.readouterr().out) == ("cache" not in lost)
-    findings = config.objective["findings"]
+    findings = tuple(config.objective["findings"])
     train_films, val_films = (open_split(config, n, findings=findings) for n in ("train", "val"))
     assert phases["grid"] == class_stats(train_films)
     assert phases["refit"] == class_stats(train_films, val_films) != phases["grid"]
@@ -216,6 +216,7 @@ def test_few_labels_without_a_source(config, done, shards, tmp_path):
     np.testing.assert_allclose(logits, films.of_split("val").logits, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_probe_that_reads_films(config, tmp_path, monkeypatch):
     """The encoder runs at every step, and has to be the same one when the probe goes on."""
     head = dict(kind="attentive", layers=1, width=8, heads=2)
