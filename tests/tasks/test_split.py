@@ -69,7 +69,7 @@ def test_films_that_training_scores_go_by_the_name_of_their_split(shards, name):
     config = resolved("finetune_full", "smoke")
     data = dataclasses.replace(config.data, path=str(shards), eval_split=name)
     _, build = train.EVALUATORS["classify"]
-    objective = SimpleNamespace(findings=FINDINGS, class_stats=((3.0, 4.0), (9.0, 9.0)))
+    objective = SimpleNamespace(findings=FINDINGS, counts=((3.0, 4.0), (9.0, 9.0), (0.0, 0.0)))
     evaluator = build(dataclasses.replace(config, data=data), objective)
     draw = np.random.default_rng(0)
     rows = [

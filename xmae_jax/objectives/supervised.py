@@ -100,11 +100,15 @@ class Supervised(ModuleObjective):
         """Patches along height and width."""
         return grid_of(self.image_size, self.encoder.patch_size)
 
-    def stats(self) -> ClassStats:
-        """Return the counts of the training split, as arrays."""
+    @property
+    def counts(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """Return `class_stats`, or ones."""
         some = (1.0,) * len(self.findings)
-        counts = self.class_stats or (some, some, some)
-        return losses.stats_of(*map(jnp.asarray, counts), uncertain=self.uncertain)
+        return self.class_stats or (some, some, some)
+
+    def stats(self) -> ClassStats:
+        """Return the counts of the training split as training reads labels, as arrays."""
+        return losses.stats_of(*map(jnp.asarray, self.counts), uncertain=self.uncertain)
 
     def prepare(self, batch: Batch, rng_key: Key[Array, ""], step: Array) -> Prepared:
         """Read the labels, and draw what dropout and stochastic depth need, one key a row."""

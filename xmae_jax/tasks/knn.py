@@ -31,7 +31,7 @@ from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks.features import Cache, encoder_digest, encoder_params
 from xmae_jax.tasks.members import macro
 from xmae_jax.tasks.probe import tested_split, with_encoder
-from xmae_jax.tasks.split import Split, check_both_sides, class_stats, open_split
+from xmae_jax.tasks.split import Split, check_both_sides, open_split
 from xmae_jax.tasks.train import (
     NO_DATA,
     check_place,
@@ -97,7 +97,7 @@ def _run(
     evaluator = Classification(
         findings=objective.findings,
         entries={name: splits[name].entries for name in films},
-        train_positive=np.array(class_stats(splits["train"])[0]),
+        train_positive=np.array(objective.counts[0]),
     )
     metrics, predictions = evaluator.evaluate(
         {name: partial(of.rows, told[name]) for name, of in films.items()}

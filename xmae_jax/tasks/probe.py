@@ -252,11 +252,10 @@ def _test(
     config, objective, name = protocol.config, protocol.objective, "test"
     view = view_of(config, objective, train=False)
     data = Data(tested.records, tested.chosen)
-    assert objective.class_stats is not None  # open_objective counted
     evaluator = Classification(
         findings=objective.findings,
         entries={"val": held_out.entries, name: tested.entries},
-        train_positive=np.array(objective.class_stats[0]),
+        train_positive=np.array(objective.counts[0]),
     )
     rows = protocol.predict(objective.classify, state, data, view)
     metrics, predictions = evaluator.evaluate({"val": val.__iter__, name: lambda: rows})

@@ -68,7 +68,7 @@ def _classification(config: Config, objective: Any) -> Evaluator:
     return _HeldOut(
         findings=objective.findings,
         entries={split: entries},
-        train_positive=np.array(objective.class_stats[0]),
+        train_positive=np.array(objective.counts[0]),
         split=split,
     )
 
