@@ -5,14 +5,18 @@
 
 What stands after `--` goes to `xmae_jax.main`. Every run has a directory of its own, so the same
 command again goes on; `curve.csv`, and `curve.png` where matplotlib is there, lie beside them.
-Other keys: data.shots=1,4,16, data.leave_out_source=NAME,NAME, data.balance=none,0.1.
+Other keys: data.shots=1,4,16, data.balance=None,0.1. Values with commas, as names of sources may
+have, are given one by one: --vary "data.leave_out_source=A, B" --vary data.leave_out_source=C.
+Nearest neighbours without a test split are scored on validation, and the table says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -36,6 +40,23 @@ def measure(work: Path, flags: list[str]) -> dict[str, Any]:
     return scores
 
 
+def folder_of(key: str, value: str) -> str:
+    """Name the folder of a value; one that is no name gets a digest, as others may look like it."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", value)
+    mark = "" if safe == value else f"_{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+    return f"{key}_{safe}{mark}"
+
+
+def varied(given: list[str]) -> tuple[str, list[str]]:
+    """Read KEY=VALUE,VALUE,... given once, or KEY=VALUE given several times, whole values."""
+    pairs = [one.partition("=") for one in given]
+    key = pairs[0][0]
+    if any(name != key or not equals for name, equals, _ in pairs):
+        raise SystemExit("--vary takes KEY=VALUE,VALUE,..., or several times KEY=VALUE of one key")
+    values = [value for _, _, value in pairs]
+    return key, values[0].split(",") if len(values) == 1 else values
+
+
 def _scores(work: Path) -> dict[str, Any] | None:
     tested = work.glob("eval/classification_test/step_*/metrics.json")
     found = sorted(tested, key=lambda path: int(path.parent.name.removeprefix("step_")))
@@ -46,8 +67,9 @@ def _scores(work: Path) -> dict[str, Any] | None:
 def table(lines: list[dict[str, Any]], key: str) -> str:
     """Write mean, least and largest over the seeds for each value."""
     values = list(dict.fromkeys(line["value"] for line in lines))
-    seeds = len({line["seed"] for line in lines})
-    text = [f"{key:<24} {'   '.join(f'{name:<26}' for name in SCORES.values())}({seeds} seeds)"]
+    seeds, splits = (sorted({line[name] for line in lines}) for name in ("seed", "split"))
+    told = f"({len(seeds)} seeds, {' and '.join(splits)})"
+    text = [f"{key:<24} {'   '.join(f'{name:<26}' for name in SCORES.values())}{told}"]
     for value in values:
         cells = []
         for name in SCORES:
@@ -73,7 +95,9 @@ def plot(lines: list[dict[str, Any]], key: str, path: Path) -> None:
     known = [line for line in lines if line["macro_auroc"] is not None]
     place = [values.index(line["value"]) for line in known]
     axes.plot(place, [line["macro_auroc"] for line in known], "o", alpha=0.6)
-    axes.set(xticks=range(len(values)), xticklabels=values, xlabel=key, ylabel="mean AUROC")
+    splits = " and ".join(sorted({line["split"] for line in lines}))
+    axes.set(xticks=range(len(values)), xticklabels=values, xlabel=key)
+    axes.set_ylabel(f"mean AUROC ({splits})")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -85,19 +109,20 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--vary", required=True, help="KEY=VALUE,VALUE,...")
+    parser.add_argument("--vary", required=True, action="append", help="KEY=VALUE,VALUE,...")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("flags", nargs="*", help="after --: flags of xmae_jax.main")
     args = parser.parse_args(argv)
-    key, _, values = args.vary.partition("=")
+    key, values = varied(args.vary)
     lines = []
-    for value in values.split(","):
+    for value in values:
         for seed in args.seeds:
             flags = [*args.flags, f"--config.{key}={value}", f"--config.seed={seed}"]
-            scores = measure(args.output / f"{key}_{value}" / f"seed_{seed}", flags)
-            lines.append({"value": value, "seed": seed} | {name: scores[name] for name in SCORES})
+            scores = measure(args.output / folder_of(key, value) / f"seed_{seed}", flags)
+            line = {"value": value, "seed": seed, "split": scores["split"]}
+            lines.append(line | {name: scores[name] for name in SCORES})
     with (args.output / "curve.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["value", "seed", *SCORES], lineterminator="\n")
+        writer = csv.DictWriter(file, ["value", "seed", "split", *SCORES], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
     plot(lines, key, args.output / "curve.png")

@@ -57,7 +57,7 @@ def test_a_curve_goes_on_where_it_was_stopped(monkeypatch, tmp_path, capsys):
         if "--task=evaluate" in argv:
             (work / "eval/classification_test/step_1").mkdir(parents=True)
             auroc = 0.7 if "_1/" in str(work) else 0.5 + 0.1 * int(str(work)[-1])
-            scores = {"macro_auroc": auroc, "macro_average_precision": None}
+            scores = {"split": "test", "macro_auroc": auroc, "macro_average_precision": None}
             path = work / "eval/classification_test/step_1/metrics.json"
             path.write_text(json.dumps(scores))
         else:
@@ -72,7 +72,31 @@ def test_a_curve_goes_on_where_it_was_stopped(monkeypatch, tmp_path, capsys):
         "--config=configs/finetune_full.py", "--config.data.label_fraction=0.1", "--config.seed=0",
     ]  # fmt: skip
     first, small, whole = capsys.readouterr().out.splitlines()[-3:]
-    assert first.startswith("data.label_fraction") and "(2 seeds)" in first
+    assert first.startswith("data.label_fraction") and "(2 seeds, test)" in first
     assert small.split()[:3] == ["0.1", "0.5500", "(0.5000-0.6000)"] and "undefined" in small
     assert whole.split()[:3] == ["1", "0.7000", "(0.7000-0.7000)"]
-    assert (tmp_path / "curve.csv").read_text().splitlines()[1] == "0.1,0,0.5,"
+    assert (tmp_path / "curve.csv").read_text().splitlines()[1] == "0.1,0,test,0.5,"
+
+
+def test_a_curve_over_names_says_which_split_it_is_of(monkeypatch, tmp_path, capsys):
+    from benchmarks import curve
+
+    started = []
+
+    def run(argv, *, check):
+        started.append(argv)
+        place = Path(argv[3].removeprefix("--workdir=")) / "eval/knn/metrics.json"
+        place.parent.mkdir(parents=True)
+        scores = {"split": "val", "macro_auroc": 0.5, "macro_average_precision": 0.5}
+        place.write_text(json.dumps(scores))
+
+    monkeypatch.setattr(curve.subprocess, "run", run)
+    names = ["A-ray14, 64x64 copy", "../b/c", ".._b_c"]
+    vary = [f"--vary=data.leave_out_source={name}" for name in names]
+    assert curve.main(["--output", str(tmp_path), *vary, "--", "--config=x"]) == 0
+    assert [f"--config.data.leave_out_source={name}" for name in names] == [a[-2] for a in started]
+    folders = {path.parents[3] for path in tmp_path.rglob("metrics.json")}
+    assert len(folders) == 3 and {path.parent for path in folders} == {tmp_path}
+    assert "(1 seeds, val)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="of one key"):
+        curve.main(["--output", str(tmp_path), "--vary=a=1", "--vary=b=1"])

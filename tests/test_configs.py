@@ -3,11 +3,13 @@
 After a wanted change: `PYTHONPATH=. python tests/test_configs.py` writes the golden files anew.
 """
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.conftest import ROOT
 from xmae_jax import config as config_lib
@@ -90,6 +92,23 @@ def test_errors_name_the_key(changes, words):
         config_lib.build(config_lib.Config, change(**changes))
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "finetune_linear"])
+def test_a_grid_is_a_probes_alone(name):
+    given = importlib.import_module(f"configs.{name}").get_config("smoke")
+    given.guard.spike_sigma = None
+    given.optim.grid = ConfigDict(dict(blr=(1.0,), weight_decay=(0.0,)))
+    with pytest.raises(config_lib.ConfigError, match="config.optim.grid: set it to None"):
+        config_lib.resolve(given)
+
+
+@pytest.mark.parametrize("name", ["finetune_linear", "evaluate_knn"])
+@pytest.mark.parametrize("key", ["split", "eval_split"])
+def test_what_is_tested_is_neither_trained_nor_chosen_on(name, key):
+    config = resolved(name, "smoke")
+    with pytest.raises(ValueError, match="scores 'test' at its end"):
+        dataclasses.replace(config, data=dataclasses.replace(config.data, **{key: "test"}))
 
 
 @pytest.mark.parametrize(

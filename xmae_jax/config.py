@@ -285,6 +285,12 @@ class Config:
             raise ValueError(
                 "guard.spike_sigma judges one loss, and optim.grid has several: set one to None"
             )
+        tests = "probe" if self.probe else "knn" if self.knn else None
+        if tests and "test" in (self.data.split, self.data.eval_split):
+            raise ValueError(
+                f"{tests} scores 'test' at its end: train on another split than that"
+                " (data.split), and choose on another (data.eval_split)"
+            )
         if self.probe is not None:
             self._check_probe()
 
@@ -295,8 +301,6 @@ class Config:
         for name in ("crop_scale", "augment", "mixture"):
             if getattr(self.data, name) is not None:
                 raise ValueError(f"probe reads features of whole films: set data.{name} to None")
-        if self.optim.grid is not None:
-            raise ValueError("probe.grid is what a probe tries: set optim.grid to None")
 
     @property
     def rows_at_once(self) -> int:
@@ -344,8 +348,11 @@ def nearest(name: str, known: Any) -> str:
 
 
 def resolve(config: ml_collections.ConfigDict) -> Config:
-    """Check a whole ConfigDict."""
-    return build(Config, json.loads(config.to_json()))
+    """Check a whole ConfigDict, as a user gives it."""
+    made = build(Config, json.loads(config.to_json()))
+    if made.optim.grid is not None:  # a probe sets it for one of its phases
+        raise ConfigError("config.optim.grid: set it to None; what a probe tries is probe.grid")
+    return made
 
 
 def objective_of(config: Config, objectives: dict[str, type]) -> Any:

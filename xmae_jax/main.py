@@ -183,7 +183,7 @@ def _train(config: config_lib.Config) -> None:
     if config.knn is not None:
         if FLAGS.distributed:
             raise ConfigError("config.knn takes one process: leave out --distributed")
-        knn.run(config, workdir)
+        knn.run(config, workdir, allow_config_change=FLAGS.allow_config_change)
         return
     if FLAGS.distributed:
         _join(config)

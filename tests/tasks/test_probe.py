@@ -19,11 +19,16 @@ from xmae_jax.data.features import (
     write_features,
 )
 from xmae_jax.data.findings import FINDINGS
-from xmae_jax.data.manifest import DataError
+from xmae_jax.data.index import read_entries, write_index
+from xmae_jax.data.manifest import DataError, file_digest, load_manifest, write_manifest
 from xmae_jax.optim import Grid
+from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks import probe, train
+from xmae_jax.tasks.evaluate import Model
 from xmae_jax.tasks.members import macro
 from xmae_jax.tasks.model import load_run
+from xmae_jax.tasks.phase import Protocol
+from xmae_jax.tasks.split import class_stats, open_split
 
 KEY = {"encoder": "abc", "split": "train"}
 
@@ -137,7 +142,15 @@ def test_a_probe_ends_as_an_ordinary_run(config, done):
 @pytest.mark.parametrize(
     "lost", [("final.json", "refit"), ("final.json", "refit", "grid", "cache")]
 )
-def test_a_probe_goes_on_where_it_was(config, done, lost, tmp_path, capsys):
+def test_a_probe_goes_on_where_it_was(config, done, lost, tmp_path, capsys, monkeypatch):
+    phases = {}
+
+    def phase(protocol, name, data, **options):
+        phases[name] = protocol.objective.class_stats
+        return whole(protocol, name, data, **options)
+
+    whole = Protocol.phase
+    monkeypatch.setattr(Protocol, "phase", phase)
     shutil.copytree(done, tmp_path / "run")
     for name in lost:
         path = tmp_path / "run" / name
@@ -145,6 +158,82 @@ def test_a_probe_goes_on_where_it_was(config, done, lost, tmp_path, capsys):
     run(config, tmp_path / "run")
     assert final(tmp_path / "run")["sha256"] == final(done)["sha256"]
     assert ("found in" in capsys.readouterr().out) == ("cache" not in lost)
+    findings = tuple(config.objective["findings"])
+    train_films, val_films = (open_split(config, n, findings=findings) for n in ("train", "val"))
+    assert phases["grid"] == class_stats(train_films)
+    assert phases["refit"] == class_stats(train_films, val_films) != phases["grid"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(batch_size=1), "batch_size: 1 is less than a row for each of the 2 shard"),
+        (dict(findings=("Hernia",)), "eval_split: on 'val' is chosen, and no finding is known"),
+    ],
+)
+def test_what_would_fail_after_the_grid_is_found_before(config, tmp_path, change, words):
+    change = dict(change)
+    if findings := change.pop("findings", None):
+        change["objective"] = {**config.objective, "findings": findings}
+    with pytest.raises(ConfigError, match=words):
+        run(dataclasses.replace(config, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_labels_without_a_source(config, done, shards, tmp_path):
+    """The grid's winner is kept, and the source that is left out is tested on alone."""
+    other = tmp_path / "shards"
+    shutil.copytree(shards, other)
+    entries = [
+        entry._replace(source="other, 2/2" if i % 2 else entry.source)
+        for i, entry in enumerate(read_entries(shards))
+    ]
+    write_index(other, entries)
+    manifest = load_manifest(other)
+    manifest["metadata"]["index.csv"] = file_digest(other / "index.csv")
+    write_manifest(other, manifest)
+    data = dataclasses.replace(
+        config.data, path=str(other), label_fraction=0.7, leave_out_source="other, 2/2"
+    )
+    cache = dataclasses.replace(config.cache, dir=str(done / "cache"))
+    few, workdir = dataclasses.replace(config, data=data, cache=cache), tmp_path / "run"
+    run(few, workdir)
+    assert not (workdir / "refit").exists()
+    assert json.loads((workdir / "probe.json").read_text())["refitted"] is False
+    (scored,) = (workdir / "eval/classification_test").glob("step_*/predictions.csv")
+    films = from_csv(scored.read_text(), name="predictions.csv")
+    for split in ("val", "test"):
+        tested = split == "test"
+        want = [e.id for e in entries if e.split == split and (e.source == "other, 2/2") == tested]
+        assert want and [film.id for film in films.of_split(split).films] == want
+    (trained,) = json.loads((workdir / "grid/run.json").read_text())["sources"]
+    whole = sum(e.split == "train" and e.source != "other, 2/2" for e in entries)
+    assert 0 < trained["records"] < whole
+    # What the winner said of standardised features, the folded head says of films.
+    loaded = load_run(workdir)
+    held_out = open_split(few, "val", findings=loaded.objective.findings)
+    logits = [row["logits"] for row in Model(loaded, loaded.config).rows(held_out)]
+    np.testing.assert_allclose(logits, films.of_split("val").logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_probe_that_reads_films(config, tmp_path, monkeypatch):
+    """The encoder runs at every step, and has to be the same one when the probe goes on."""
+    head = dict(kind="attentive", layers=1, width=8, heads=2)
+    small = dataclasses.replace(
+        config,
+        total_steps=2,
+        cache=dataclasses.replace(config.cache, max_gb=0.0),
+        objective={**config.objective, "head": head},
+        probe=dataclasses.replace(config.probe, grid=Grid((0.3, 3.0), (0.0,))),
+    )
+    run(small, tmp_path)
+    assert not (tmp_path / "cache").exists()
+    assert set(load_run(tmp_path).frozen) == {"encoder"}
+    (tmp_path / "final.json").unlink()
+    monkeypatch.setattr(probe, "encoder_digest", lambda params: "another")
+    with pytest.raises(ConfigError, match="grid was begun with another config, encoder or data"):
+        run(small, tmp_path)
 
 
 def test_a_finished_probe_and_a_changed_one(config, done, capsys):

@@ -1,6 +1,7 @@
 """What a run uses of its splits, by its config."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.test_configs import resolved
 from xmae_jax.config import ConfigError
 from xmae_jax.data.plan import Plan
+from xmae_jax.tasks import train
 from xmae_jax.tasks.split import open_split
 
 FINDINGS = ("Nodule", "Pneumothorax")
@@ -59,3 +61,22 @@ def test_what_cannot_be(shards):
     assert opened(shards, "test", leave_out_source="phantom-v1").films
     with pytest.raises(ConfigError, match="config.data.eval_split: split 'vla' .* None trains"):
         opened(shards, "vla", eval_split="vla")
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_films_that_training_scores_go_by_the_name_of_their_split(shards, name):
+    """So that no threshold is chosen on test, which a file of predictions would not tell of."""
+    config = resolved("finetune_full", "smoke")
+    data = dataclasses.replace(config.data, path=str(shards), eval_split=name)
+    _, build = train.EVALUATORS["classify"]
+    objective = SimpleNamespace(findings=FINDINGS, counts=((3.0, 4.0), (9.0, 9.0), (0.0, 0.0)))
+    evaluator = build(dataclasses.replace(config, data=data), objective)
+    draw = np.random.default_rng(0)
+    rows = [
+        {"id": np.array([0, i]), "logits": draw.normal(size=2), "labels": np.array([i % 2, 1.0])}
+        for i in range(3)
+    ]
+    metrics, text = evaluator.evaluate({"train": rows.__iter__, "val": rows.__iter__})
+    assert [line.split(",")[0] for line in text.splitlines()[1:]] == [name] * 3
+    assert metrics["split"] == name
+    assert metrics["chosen_on"]["films"] == (3 if name == "val" else 0)

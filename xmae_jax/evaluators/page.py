@@ -97,8 +97,9 @@ def _template() -> jinja2.Template:
 def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Say of what these are the scores, as (what, value)."""
     about = metrics["about"]
-    if "run" in about:
+    if "data" in about:
         yield "Data", ", ".join(about["data"])
+    if "run" in about:
         yield "Checkpoint", f"step {about['step']:,} of {about['run']}"
     else:
         yield "Predictions", about["predictions"]
@@ -114,7 +115,7 @@ def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             else f"none: there are no films of the split {chosen['split']}"
         ),
     )
-    if "run" in about:
+    if "leaks" in about:
         yield "Films in training too", _leaks(about)
         if compared := about.get("leaks_compared"):
             yield "Training films looked at for that", ", ".join(compared)

@@ -73,6 +73,11 @@ def encoder_params(
         return {**params, **loaded}
 
 
+def encoder_digest(params: Params) -> str:
+    """Name the parameters of an encoder."""
+    return json_digest(leaf_digests(params["encoder"]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Cache:
     """Makes features of records, or finds those that were made before."""
@@ -93,7 +98,7 @@ class Cache:
         """Say all that features depend on."""
         o = self.objective
         return {
-            "encoder": json_digest(leaf_digests(self.params["encoder"])),
+            "encoder": encoder_digest(self.params),
             "settings": dataclasses.asdict(o.encoder),
             "image_size": o.image_size,
             "compute_dtype": o.compute_dtype,

@@ -43,8 +43,13 @@ class Data:
         return tuple(rows_digest(d, rows) for d, rows in zip(names, self.chosen, strict=True))
 
     def plan(self, config: Config) -> Plan:
-        """Set the order of data, sources in proportion to their rows."""
+        """Set the order of data, sources in proportion to their rows; ConfigError if too many."""
         sizes = tuple(map(len, self.rows))
+        if (some := sum(map(bool, sizes))) > config.batch_size:
+            raise ConfigError(
+                f"config.batch_size: {config.batch_size} is less than a row for each of the {some}"
+                " shard directories and splits that are trained on together"
+            )
         counts = mixture_counts(sizes, config.batch_size)
         return Plan(config.seed, sizes, counts, self.digests, (), self.chosen)
 
@@ -71,6 +76,8 @@ class Protocol:
     permit: train.Permit
     leaks: dict[str, int]
     reads: Reads
+    encoder: str | None
+    """Digest of the encoder, where phases run it; features are named by theirs."""
     view: Any
     say: Callable[..., None]
 
@@ -101,7 +108,7 @@ class Protocol:
         )
         workdir = self.run.workdir / name
         plan = data.plan(config)
-        record = _record(workdir, config, plan)
+        record = _record(workdir, config, plan, encoder=self.encoder)
         if not hosts.from_first((workdir / "final.json").is_file):
             train.train(
                 config,
@@ -137,10 +144,11 @@ class Protocol:
             )
 
 
-def _record(workdir: Path, config: Config, plan: Plan) -> Run:
+def _record(workdir: Path, config: Config, plan: Plan, *, encoder: str | None) -> Run:
     """Open the record of a phase; ConfigError if it was begun with something else."""
     pairs = zip(plan.sizes, plan.digests, strict=True)
-    listed = [{"records": size, "digest": digest} for size, digest in pairs]
+    more = {} if encoder is None else {"encoder": encoder}
+    listed = [{"records": size, "digest": digest} | more for size, digest in pairs]
 
     def known() -> dict[str, Any]:
         record = read_run(workdir) or Run(workdir, new_id(), listed)

@@ -41,11 +41,11 @@ from xmae_jax.optim import merge, split
 from xmae_jax.program import lay_out
 from xmae_jax.rundir import Run
 from xmae_jax.scores.predictions import from_csv
-from xmae_jax.tasks.features import Cache, encoder_params, what_to_read
+from xmae_jax.tasks.features import Cache, encoder_digest, encoder_params, what_to_read
 from xmae_jax.tasks.film import view_of
 from xmae_jax.tasks.members import best_of, judge, table
 from xmae_jax.tasks.phase import Data, Protocol
-from xmae_jax.tasks.split import Split
+from xmae_jax.tasks.split import Split, check_both_sides, class_stats
 from xmae_jax.typing import Params, TrainState
 
 
@@ -89,11 +89,15 @@ def run(
         say(f"done before: {run.workdir}")
         return
     tested = tested_split(config, held_out, say)
+    splits, refit = (training, held_out), not training.subset.few
+    check_both_sides(held_out)
+    films, more = (Data(of.records, of.chosen) for of in splits)
+    if refit:  # what would only then be found wrong
+        films.with_rows_of(more).plan(config)
     _begin(config, run)
     params = _encoder(config, objective, mesh, say)
-    films = sum(map(len, (*training.records, *held_out.records)))
-    reads = what_to_read(config, objective, films=films, say=say)
-    splits = (training, held_out)
+    count = sum(map(len, (*films.sources, *more.sources)))
+    reads = what_to_read(config, objective, films=count, say=say)
     sources: Sequence[Sequence[Source]] = [of.records for of in splits]
     moments, view = None, view_of(config, objective, train=False)
     if reads != "films":
@@ -105,8 +109,10 @@ def run(
             moments = standardisation(cached[0], Data(cached[0], training.chosen).rows)
         sources, view = cached, FeatureView(objective.findings, *(moments or (None, None)))
     train_data, val_data = (Data(s, of.chosen) for s, of in zip(sources, splits, strict=True))
-    protocol = Protocol(config, objective, mesh, run, permit, leaks, reads, view, say)
-    head, val = _head(protocol, train_data, val_data, refit=not training.subset.few)
+    encoder = encoder_digest(params) if reads == "films" else None
+    protocol = Protocol(config, objective, mesh, run, permit, leaks, reads, encoder, view, say)
+    both = dataclasses.replace(objective, class_stats=class_stats(*splits)) if refit else None
+    head, val = _head(protocol, train_data, val_data, refit=both)
     if moments is not None:
         head = fold(objective, head, *moments)
     state = _assemble(protocol, {"encoder": params["encoder"], "head": head})
@@ -143,9 +149,12 @@ def _encoder(config: Config, objective: Supervised, mesh: jax.sharding.Mesh, say
 
 
 def _head(
-    protocol: Protocol, train_data: Data, val_data: Data, *, refit: bool
+    protocol: Protocol, train_data: Data, val_data: Data, *, refit: Supervised | None
 ) -> tuple[Params, list[infer.Row]]:
-    """Return the head that is kept, and what the grid's winner said of the validation split."""
+    """Return the head that is kept, and what the grid's winner said of the validation split.
+
+    refit: the objective of both splits; None keeps the winner.
+    """
     config, objective = protocol.config, protocol.objective
     probe = config.probe
     assert probe is not None and config.data.eval_split is not None
@@ -167,8 +176,8 @@ def _head(
     best = best_of(members, probe.metric)
     if best is None:
         raise ConfigError(
-            f"no member of the grid has a score on {config.data.eval_split!r}: no finding is known"
-            " there both present and absent, or no member stayed finite"
+            f"no member of the grid has a score on {config.data.eval_split!r}: none stayed finite,"
+            " or of no finding both sides could be read"
         )
     split, batch_size = config.data.eval_split, config.batch_size
     protocol.say(table(members, best, batch_size=batch_size, split=split))
@@ -177,16 +186,17 @@ def _head(
             "metric": probe.metric,
             "split": split,
             "winner": best,
-            "refitted": refit,
+            "refitted": refit is not None,
             "members": [dataclasses.asdict(member) for member in members],
         }
         path = protocol.run.workdir / "probe.json"
         writers.write_atomic(path, json.dumps(told, indent=1) + "\n")
     head = jax.tree.map(lambda p: p[best], merge(params, frozen)["head"])
-    if refit:
+    if refit is not None:
         blr, decay = grid.members[best]
         decays = {"weight_decay": decay, "weight_decay_end": decay}
         both = train_data.with_rows_of(val_data)
+        protocol = dataclasses.replace(protocol, objective=refit)
         state = protocol.phase("refit", both, members=None, blr=blr, **decays)
         head = merge(state["params"], state.get("frozen", {}))["head"]
     return head, [{**row, "logits": row["logits"][best]} for row in rows]

@@ -107,3 +107,23 @@ def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split
     split = Split(records, part, subset)
     _ = split.chosen
     return split
+
+
+def class_stats(
+    *splits: Split,
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Count the films in which each finding is present, is certain, and is uncertain."""
+    labels = np.concatenate([of.subset.labels(of.films) for of in splits])
+    masks = (labels == 1.0, np.isin(labels, (0.0, 1.0)), labels == -1.0)
+    positive, known, unsure = (tuple(mask.sum(axis=0).astype(float).tolist()) for mask in masks)
+    return positive, known, unsure
+
+
+def check_both_sides(held_out: Split) -> None:
+    """Raise ConfigError if nothing can be chosen on a split, since no finding has a score."""
+    positive, known, _ = map(np.array, class_stats(held_out))
+    if not ((0 < positive) & (positive < known)).any():
+        raise ConfigError(
+            f"config.data.eval_split: on {held_out.records[0].split!r} is chosen, and no finding is"
+            " known there both present and absent"
+        )

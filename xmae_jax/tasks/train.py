@@ -26,7 +26,7 @@ from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.index import Index, read_entries, read_index
 from xmae_jax.data.manifest import film_format
 from xmae_jax.data.plan import Plan, mixture_counts
-from xmae_jax.evaluators.classification import Classification
+from xmae_jax.evaluators.classification import Classification, Splits
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
@@ -35,7 +35,7 @@ from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
 from xmae_jax.tasks import probe
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
-from xmae_jax.tasks.split import Split, open_split
+from xmae_jax.tasks.split import Split, class_stats, open_split
 from xmae_jax.typing import Evaluator
 
 
@@ -47,16 +47,29 @@ def _segmentation(config: Config, objective: Any) -> Evaluator:
     return Segmentation()
 
 
+@dataclasses.dataclass(frozen=True)
+class _HeldOut(Classification):
+    """Writes held-out films under the name of their split, as thresholds go by it."""
+
+    split: str
+
+    def evaluate(self, splits: Splits) -> tuple[dict[str, Any], str]:
+        """Return (metrics, predictions as CSV) of the rows of "val", the loop's name for them."""
+        return super().evaluate({self.split: splits["val"]})
+
+
 def _classification(config: Config, objective: Any) -> Evaluator:
     split = config.data.eval_split
+    assert split is not None
     entries = [
         [entry for entry in read_entries(path) if entry.split == split]
         for path in config.data.paths
     ]
-    return Classification(
+    return _HeldOut(
         findings=objective.findings,
-        entries={"val": entries},
+        entries={split: entries},
         train_positive=np.array(objective.counts[0]),
+        split=split,
     )
 
 
@@ -77,19 +90,14 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     """Train to the end, or raise what stopped it."""
     if not config.data.paths:
         raise ConfigError(NO_DATA)
-    config = dataclasses.replace(
-        config,  # without what other tasks are asked: no part of a run
-        plan=PlanConfig(None, False, None),
-        predict=PredictConfig(None, None, 3),
-        export=ExportConfig("safetensors", False, None),
-    )
+    config = of_run(config)
     if config.probe is not None:
         config = probe.with_encoder(config)
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
     if hosts.is_first():
-        _check_place(config, workdir)
+        check_place(config, workdir)
     with lock.acquire(workdir) if hosts.is_first() else contextlib.nullcontext() as held:
         if hosts.from_first(lambda: True) and not (workdir / "lock").exists():
             raise ConfigError(
@@ -99,6 +107,16 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
         check = held.check if held else lambda: None
         permit = train.Permit(fresh=allow_fresh, check_lock=check)
         _run(config, objective, training, workdir, permit, allow_config_change=allow_config_change)
+
+
+def of_run(config: Config) -> Config:
+    """Drop what other tasks are asked, which is no part of a run."""
+    return dataclasses.replace(
+        config,
+        plan=PlanConfig(None, False, None),
+        predict=PredictConfig(None, None, 3),
+        export=ExportConfig("safetensors", False, None),
+    )
 
 
 def _run(
@@ -112,7 +130,7 @@ def _run(
 ) -> None:
     """Open data and devices, and enter the loop."""
     if hosts.is_first():
-        _refuse_changes(_config_changes(config, workdir), workdir, allow=allow_config_change)
+        refuse_changes(config_changes(config, workdir), workdir, allow=allow_config_change)
     name, findings = config.data.eval_split, training.subset.findings
     held_out = open_split(config, name, findings=findings) if name else None
     listed = [
@@ -131,11 +149,11 @@ def _run(
             for i, (old, new) in enumerate(zip_longest(record.sources, listed))
             if old != new
         ]
-        _refuse_changes(changes, workdir, allow=allow_config_change)
+        refuse_changes(changes, workdir, allow=allow_config_change)
         record = dataclasses.replace(record, sources=listed)
         if record.configs and record.digest(config_lib.to_json(config)) not in record.configs:
             changes = changes or ["config.json, which is missing or was edited"]
-            _refuse_changes(changes, workdir, allow=allow_config_change)
+            refuse_changes(changes, workdir, allow=allow_config_change)
         return record.tree()
 
     record = run_of(workdir, hosts.from_first(known))
@@ -229,17 +247,7 @@ def open_objective(config: Config) -> tuple[Any, Split]:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
 
-def class_stats(
-    training: Split,
-) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Count the films in which each finding is present, is certain, and is uncertain."""
-    labels = training.subset.labels(training.films)
-    masks = (labels == 1.0, np.isin(labels, (0.0, 1.0)), labels == -1.0)
-    positive, known, unsure = (tuple(mask.sum(axis=0).astype(float).tolist()) for mask in masks)
-    return positive, known, unsure
-
-
-def _check_place(config: Config, workdir: Path) -> None:
+def check_place(config: Config, workdir: Path) -> None:
     """Refuse a directory that holds something else, and a start from nothing."""
     begun = bool(step_directories(workdir))
     if config.init_from is not None and not begun:
@@ -318,7 +326,7 @@ def _plan(config: Config, training: Split, offsets: tuple[tuple[int, int], ...])
     return Plan(config.seed, sizes, counts, training.digests, offsets, training.chosen)
 
 
-def _config_changes(config: Config, workdir: Path) -> list[str]:
+def config_changes(config: Config, workdir: Path) -> list[str]:
     """List what differs from the config that the run began with."""
     saved = workdir / "config.json"
     if not saved.is_file():
@@ -329,7 +337,7 @@ def _config_changes(config: Config, workdir: Path) -> list[str]:
         raise ConfigError(f"{saved} is not JSON: {error}") from None
 
 
-def _refuse_changes(changes: list[str], workdir: Path, *, allow: bool) -> None:
+def refuse_changes(changes: list[str], workdir: Path, *, allow: bool) -> None:
     """Stop where config or data are not those with which the run began."""
     listed = "\n  ".join(changes)
     if changes and not allow:
