@@ -245,6 +245,11 @@ def test_a_circle_of_runs_ends(shards, tmp_path):
         ("CC-BY-4.0", True),
         ("NLM-public-use (cite Jaeger 2014)", True),
         ("NIH-no-restrictions (CC0-like, attribution requested)", True),
+        ("CC BY 4.0 (non-commercial use only)", False),
+        ("CC BY 4.0 (NC)", False),
+        ("CC0-1.0 (research only, no redistribution)", False),
+        ("NLM-public-use (not for models)", False),
+        ("CC BY 4.0 \u975e\u5546\u7528", False),  # "non-commercial"
         ("CC BY-SA", False),
         ("Creative Commons Attribution-NonCommercial", False),
         ("Stanford University Dataset Research Use Agreement", False),
