@@ -16,6 +16,7 @@ from xmae_jax.config import ConfigError, ExportConfig
 from xmae_jax.data.manifest import load_manifest, write_manifest
 from xmae_jax.exports import provenance
 from xmae_jax.exports.terms import term_of
+from xmae_jax.rundir import read_run
 from xmae_jax.tasks import export, train
 from xmae_jax.tasks.model import load_run
 
@@ -231,6 +232,49 @@ def test_public_is_refused_where_the_data_are_gone(shards, tmp_path):
     shutil.rmtree(tmp_path / "set")
     with pytest.raises(ConfigError, match="data set 'set': not there"):
         exported(tmp_path / "run", config, "safetensors", public=True)
+
+
+def test_public_is_refused_for_data_that_were_there_before(shards, tmp_path):
+    """Replacing a data set, or its licences, does not make weights free."""
+    licence = "PhysioNet Credentialed Health Data License 1.5.0"
+    relicensed(shards, tmp_path / "set", licence)
+    config = make_run(tmp_path / "run", "quickstart", data=tmp_path / "set")
+    shutil.rmtree(tmp_path / "set")
+    shutil.copytree(shards, tmp_path / "set")
+    with pytest.raises(ConfigError, match=licence):
+        exported(tmp_path / "run", config, "safetensors", public=True)
+
+
+def test_public_is_refused_for_other_data_than_those_trained_on(shards, tmp_path):
+    data = shutil.copytree(shards, tmp_path / "set")
+    config = make_run(tmp_path / "run", "quickstart", data=data)
+    exported(tmp_path / "run", config, "safetensors", public=True)
+    manifest = load_manifest(data)
+    manifest.pop("format")
+    (file, *_) = [entry for entry in manifest["files"] if entry["split"] == "train"]
+    file["sha256"] = "0" * 64
+    write_manifest(data, manifest)
+    with pytest.raises(ConfigError, match="not what the run was trained on"):
+        exported(tmp_path / "run", config, "safetensors", public=True)
+
+
+def test_public_is_refused_for_a_run_that_did_not_write_its_data(shards, tmp_path):
+    config = make_run(tmp_path / "run", "quickstart", data=shards)
+    run = read_run(tmp_path / "run")
+    assert run is not None
+    dataclasses.replace(run, trained_on=None).write()
+    with pytest.raises(ConfigError, match="run.json, of an older version or missing"):
+        exported(tmp_path / "run", config, "safetensors", public=True)
+
+
+def test_a_run_on_a_part_of_the_films_is_no_other_data(shards, tmp_path):
+    """`sources` has the digest of the rows that were drawn, `trained_on` that of the records."""
+    config = make_run(tmp_path / "run", "finetune_full", data=shards, data__label_fraction=0.5)
+    run = read_run(tmp_path / "run")
+    assert run is not None
+    digest = train.open_objective(config)[1].digests[0]
+    dataclasses.replace(run, sources=[{**run.sources[0], "digest": digest}]).write()
+    exported(tmp_path / "run", config, "safetensors", public=True)
 
 
 def test_a_circle_of_runs_ends(shards, tmp_path):

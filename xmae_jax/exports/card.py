@@ -86,7 +86,7 @@ scores to go by.
 def _data(card: Card) -> str:
     rows, credit = [], set()
     for one, data in _sets(card.origin):
-        films = _told(data, "splits", "films") + " (changed since the run began)" * data.changed
+        films = _told(data, "splits", "films") + " (not what the run was trained on)" * data.changed
         terms = _told(data, "licences", "films"), _told(data, "mask_licences", "masks")
         name = f"{_plain(one.name)}: {_plain(data.name)}"
         rows.append((name, films, *terms, _short(data.digest)))
