@@ -85,6 +85,15 @@ def test_names_of_heads(classifier, shards, tmp_path):
     params = load_run(classifier[0]).params
     assert np.array_equal(found["head.weight"], params["head"]["out"]["kernel"].T)
     assert np.array_equal(found["head.bias"], params["head"]["out"]["bias"])
+    # timm reads CLS by these names, so what reads something else does not take them.
+    for i, head in enumerate((dict(pool="mean", layers=1), dict(pool="cls", layers=2))):
+        head = dict(objective__head=dict(kind="linear", **head))
+        config = make_run(tmp_path / str(i), "finetune_full", data=shards, **head)
+        folder = exported(tmp_path / str(i), config, "safetensors", name="a")
+        found = load_file(folder / "a.safetensors")
+        assert {n for n in found if n.startswith("head")} == {"head.out.kernel", "head.out.bias"}
+        card = (folder / "README.md").read_text()
+        assert "keep ours: head/out/bias, head/out/kernel" in card and "reads CLS" in card
     attentive = dict(kind="attentive", layers=2, width=16, heads=2)
     config = make_run(tmp_path / "run", "finetune_full", data=shards, objective__head=attentive)
     found = load_file(exported(tmp_path / "run", config, "safetensors", name="a") / "a.safetensors")

@@ -64,7 +64,9 @@ def write_folder(folder: Path, parts: Parts, about: dict[str, str]) -> tuple[str
     for key, array in left.items():
         apart.setdefault(key.partition("/")[0], {})[key] = array
     for part, of_part in apart.items():
-        named = weights.head(of_part) if part == "head" else weights.ours(of_part)
+        named = weights.ours(of_part)
+        if part == "head":
+            named = weights.head(of_part, linear_cls=parts.linear_cls)
         weights.write(folder / f"{part}.safetensors", named, about)
     return name, sorted(apart)
 
@@ -92,7 +94,7 @@ def _choose(parts: Parts) -> tuple[str, dict[str, Any], Arrays, Arrays]:
     arrays = _placed(arrays, "HF_VIT", parts)
     if parts.linear_cls:
         arrays = {f"vit.{key}": array for key, array in arrays.items()}
-        named = weights.head(left)
+        named = weights.head(left, linear_cls=True)
         arrays |= {"classifier.weight": named["head.weight"], "classifier.bias": named["head.bias"]}
         config |= {
             "id2label": {str(i): name for i, name in enumerate(parts.findings)},

@@ -21,6 +21,7 @@ from xmae_jax.data.manifest import file_digest
 from xmae_jax.digest import flatten
 from xmae_jax.exports import card, huggingface, provenance, weights
 from xmae_jax.exports.huggingface import Parts
+from xmae_jax.heads.linear import LinearConfig
 from xmae_jax.optim import merge
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.onnx import write_onnx
@@ -106,7 +107,7 @@ def _parts(loaded: LoadedRun) -> Parts:
         image_size=o.image_size,
         flat=parameters(loaded),
         findings=tuple(getattr(o, "findings", ())),
-        linear_cls=getattr(head, "pool", None) == "cls" and getattr(head, "layers", None) == 1,
+        linear_cls=isinstance(head, LinearConfig) and (head.pool, head.layers) == ("cls", 1),
         **more,
     )
 
@@ -126,14 +127,16 @@ def _safetensors(folder: Path, loaded: LoadedRun, name: str, about: About) -> tu
     )
     of_head = {key: array for key, array in left.items() if key.startswith("head/")}
     rest = {key: array for key, array in left.items() if key not in of_head}
+    named = weights.head(of_head, linear_cls=parts.linear_cls) if of_head else {}
     weights.write(
         folder / f"{name}.safetensors",
-        {**arrays, **weights.head(of_head), **weights.ours(rest)},
+        {**arrays, **named, **weights.ours(rest)},
         about,
     )
-    notes = (
-        [f"parameters without a name in timm keep ours: {', '.join(sorted(rest))}"] if rest else []
-    )
+    kept = sorted(rest) + sorted(set(of_head) if not parts.linear_cls else ())
+    notes = [f"parameters without a name in timm keep ours: {', '.join(kept)}"] if kept else []
+    if of_head and not parts.linear_cls:
+        notes.append("timm's own head reads CLS and is not this one; format=onnx has it as it is")
     use = f"""```python
 from safetensors.numpy import load_file
 
