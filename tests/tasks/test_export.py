@@ -136,6 +136,21 @@ def test_hugging_face_folders(tmp_path, config, changes, name, beside, capsys):
         assert told["problem_type"] == "multi_label_classification"
 
 
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_films_are_not_squashed_that_were_padded(mae, shards, tmp_path, fit):
+    """Hugging Face's image processor cannot pad."""
+    config = make_run(tmp_path / "run", "quickstart", data=shards)
+    run = read_run(tmp_path / "run")
+    assert run is not None and run.sources[0]["film"]["fit"] == "pad"
+    film = {**run.sources[0]["film"], "fit": fit}
+    dataclasses.replace(run, sources=[{**run.sources[0], "film": film}]).write()
+    folder = exported(tmp_path / "run", config, "hf")
+    told = json.loads((folder / "preprocessor_config.json").read_text())
+    assert told["do_resize"] == (fit == "squash")
+    card = (folder / "README.md").read_text()
+    assert ("centred on black before it is resized" in card) == (fit == "pad")
+
+
 def test_the_released_stem_has_no_class_there(tmp_path):
     stem = dict(objective__encoder__patch_size=64, objective__encoder__stem="conv", image_size=256)
     config = make_run(tmp_path / "run", "finetune_full", **stem)
@@ -153,6 +168,7 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
         entry |= dict(average_precision=None, average_precision_interval=None)
         entry["threshold"] = dict(probability=0.25, sensitivity=0.5, sensitivity_interval=[0, 1])
         metrics = dict(split="test", films=43, patients=41, findings={"Nodule": entry}, macro={})
+        metrics["about"] = dict(data=["/secret/films"], leaks={"same_pixels": 3})
         where = workdir / f"eval/classification_test/step_{step}"
         where.mkdir(parents=True, exist_ok=True)
         (where / "metrics.json").write_text(json.dumps(metrics))
@@ -164,6 +180,8 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
         "| Nodule | 3 | 40 | 0.750 (0.625 to 0.875) | undefined | 0.2500 | 0.500 (0.000 to" in text
     )
     assert "0.100" not in text
+    assert "Of the data in films." in text and "/secret" not in text
+    assert "In training too, allowed by the config: 3 x same pixels" in text
     assert "CC0-1.0: 40" in text and "train: 31" in text
     for origin in (provenance.origin_of_run(path, step=7) for path in (workdir, mae[0])):
         for digest in (origin.config_digest, origin.weights_digest, origin.data[0].digest):

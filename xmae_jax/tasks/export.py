@@ -25,6 +25,7 @@ from xmae_jax.heads.linear import LinearConfig
 from xmae_jax.optim import merge
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.onnx import write_onnx
+from xmae_jax.tasks.predictor import made_as
 
 About = dict[str, str]
 """Metadata of a file: strings by name."""
@@ -44,7 +45,7 @@ def run(config: Config, workdir: Path) -> None:
         raise ConfigError(f"config.export.public: these weights may not be public:\n  {told}")
     name = wanted.name or config.name
     about = {"name": name, provenance.KEY: provenance.to_json(origin)}
-    target = workdir / "export" / wanted.format
+    target, fit = workdir / "export" / wanted.format, made_as(loaded)["fit"]
     with _replacing(target) as folder:
         use, notes = _WRITERS[wanted.format](folder, loaded, name, about)
         told = card.Card(
@@ -52,6 +53,7 @@ def run(config: Config, workdir: Path) -> None:
             format=wanted.format,
             findings=tuple(getattr(loaded.objective, "findings", ())),
             image_size=loaded.config.image_size,
+            fit=fit,
             model=_model(loaded),
             use="\n\n".join((use, *notes)),
             origin=origin,
@@ -105,6 +107,7 @@ def _parts(loaded: LoadedRun) -> Parts:
     return Parts(
         encoder=o.encoder,
         image_size=o.image_size,
+        fit=made_as(loaded)["fit"],
         flat=parameters(loaded),
         findings=tuple(getattr(o, "findings", ())),
         linear_cls=isinstance(head, LinearConfig) and (head.pool, head.layers) == ("cls", 1),
