@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import safetensors
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tests.made_runs import make_run
 from xmae_jax import config as config_lib
@@ -16,6 +16,7 @@ from xmae_jax.config import ConfigError, ExportConfig
 from xmae_jax.data.manifest import load_manifest, write_manifest
 from xmae_jax.exports import provenance
 from xmae_jax.exports.terms import term_of
+from xmae_jax.models import convert
 from xmae_jax.rundir import read_run
 from xmae_jax.tasks import export, train
 from xmae_jax.tasks.model import load_run
@@ -134,6 +135,33 @@ def test_hugging_face_folders(tmp_path, config, changes, name, beside, capsys):
     if name == "ViTForImageClassification":
         assert told["id2label"]["0"] == "Atelectasis"
         assert told["problem_type"] == "multi_label_classification"
+
+
+@pytest.mark.parametrize("format", ["safetensors", "hf"])
+def test_an_export_is_read_back(tmp_path, format):
+    """Base grid and epsilon are in no shape."""
+    changes = dict(objective__encoder__base_grid=2, objective__encoder__norm_eps=1e-5)
+    config = make_run(tmp_path / "run", "quickstart", **changes)
+    folder = exported(tmp_path / "run", config, format)
+    loaded = load_run(tmp_path / "run")
+    path = folder if format == "hf" else next(folder.glob("*.safetensors"))
+    foreign = convert.read_foreign(path)
+    o = loaded.objective
+    there = dataclasses.asdict(o.encoder) | {"layer_scale": False, "resample": "cubic"}
+    assert foreign.encoder == there and not foreign.faults.get("decoder")
+    want = export.parameters(loaded)
+    shapes = {name: x.shape for name, x in want.items()}
+    rest = dict(decoder_heads=o.decoder.heads, norm_pix_loss=o.norm_pix_loss)
+    params, _ = convert.fit(foreign, shapes, encoder=o.encoder, **rest)
+    for name, array in want.items():
+        np.testing.assert_allclose(params[name], array, atol=1e-6)
+    # Without what we wrote beside it, a file of Hugging Face's names does not say its epsilon.
+    arrays = load_file(folder / "model.safetensors") if format == "hf" else {}
+    if arrays:
+        (tmp_path / "bare").mkdir()
+        save_file(arrays, tmp_path / "bare/model.safetensors")
+        bare = convert.read_foreign(tmp_path / "bare")
+        assert bare.encoder["norm_eps"] is None and bare.encoder["heads"] is None
 
 
 @pytest.mark.parametrize("fit", ["pad", "squash"])

@@ -22,6 +22,7 @@ from xmae_jax.digest import flatten
 from xmae_jax.exports import card, huggingface, provenance, weights
 from xmae_jax.exports.huggingface import Parts
 from xmae_jax.heads.linear import LinearConfig
+from xmae_jax.models import convert
 from xmae_jax.optim import merge
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.onnx import write_onnx
@@ -46,6 +47,7 @@ def run(config: Config, workdir: Path) -> None:
     name = wanted.name or config.name
     about = {"name": name, provenance.KEY: provenance.to_json(origin)}
     target, fit = workdir / "export" / wanted.format, made_as(loaded)["fit"]
+    about[convert.KEY] = _told(loaded)
     with _replacing(target) as folder:
         use, notes = _WRITERS[wanted.format](folder, loaded, name, about)
         told = card.Card(
@@ -92,6 +94,15 @@ def parameters(loaded: LoadedRun) -> dict[str, np.ndarray]:
     """Return path -> float32 array of what predictions use: the average where the run keeps one."""
     params = merge(loaded.extra.get("ema", loaded.params), loaded.frozen)
     return {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
+
+
+def _told(loaded: LoadedRun) -> str:
+    """Write what names and shapes do not tell, so that we can read our own files back."""
+    decoder = getattr(loaded.objective, "decoder", None)
+    norm_pix_loss = getattr(loaded.objective, "norm_pix_loss", None)
+    heads = None if decoder is None else decoder.heads
+    told = convert.Told(loaded.objective.encoder, heads, norm_pix_loss)
+    return json.dumps(dataclasses.asdict(told), sort_keys=True)
 
 
 def _parts(loaded: LoadedRun) -> Parts:
