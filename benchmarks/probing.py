@@ -41,10 +41,12 @@ PRETRAIN = {
 PROBES = {
     "linear": {"objective.head.pool": "cls_mean", "objective.head.layers": 4},
     "glori": {
-        "objective.head.layers": 2,
+        "objective.head.layers": 4,
         "objective.head.width": 64,
         "objective.head.heads": 4,
         "objective.head.hidden": 128,
+        # Each costs as much as the encoder's features; a linear probe tries the config's 13.
+        "probe.grid.blr": (0.006, 0.012),
     },
 }
 

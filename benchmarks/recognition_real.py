@@ -4,10 +4,11 @@
 
 FILMS is laid out as docs/data.md says: `labels.csv` with tuberculosis films of Shenzhen and
 Montgomery and whatever else there is, and `small/labels.csv` with small films of NIH. For each fold
-an encoder is pre-trained on every film of FILMS but the fold's (left out by
-`data_prep.build --exclude`), and a linear probe and GLoRI are trained on it and on an encoder of
-random weights; a logistic regression on 64 x 64 pixels stands beside them.  AUROC is that of each fold, averaged, since scores of two models do not compare; its
-interval is that of 1,000 samples of patients. Rate and decay are chosen on the next fold.
+a small encoder is pre-trained on every film of FILMS but the fold's patients, who are left out by
+`data_prep.build --exclude`, and frozen. Logistic regressions on its CLS tokens and mean patch, on
+those of an encoder of random weights, and on the 64 x 64 pixels themselves, are compared; their
+penalty is chosen on the next fold. AUROC is that of each fold, averaged, since scores of two models
+do not compare; its interval is that of 1,000 samples of patients.
 """
 
 from __future__ import annotations
@@ -22,20 +23,31 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 
 from benchmarks import probing
-from xmae_jax.data.findings import FINDINGS, place_of
+from xmae_jax import rng
+from xmae_jax.data.findings import place_of
 from xmae_jax.data.records import SPLITS, Records, decode_image
-from xmae_jax.scores.predictions import Predictions
+from xmae_jax.objectives.mae import normalise
+from xmae_jax.optim import merge
+from xmae_jax.scores.predictions import Film, Predictions
 from xmae_jax.scores.ranking import point, rank
+from xmae_jax.tasks.model import load_run
 
 FOLDS = 5
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
+STEPS = 500
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 DIFFERENCES = (
-    ("pre-trained - random", "linear_pretrained", "linear_random"),
-    ("pre-trained - pixels", "linear_pretrained", "pixels"),
+    ("pre-trained - random", "pre-trained", "random"),
+    ("pre-trained - pixels", "pre-trained", "pixels"),
 )
 TASKS = {
     "tuberculosis": ("Tuberculosis",),
@@ -139,44 +151,90 @@ def make_fold(rows: Sequence[Row], folds: dict[str, int], fold: int, work: Path)
     return here
 
 
-def pixels(shards: Path, like: Predictions) -> Predictions:
-    """Score the test films by logistic regressions on their pixels, one for each finding.
+@dataclasses.dataclass(frozen=True)
+class Films:
+    """The films of one split of a task."""
 
-    The decay is chosen on "val" for each finding, and the model fitted again on both.
+    pixels: UInt8[np.ndarray, "n s s"]
+    labels: Float32[np.ndarray, "n c"]
+    patients: tuple[str, ...]
+
+
+def read_films(shards: Path, split: str, findings: Sequence[str]) -> Films:
+    """Decode a split."""
+    records, columns = list(Records(shards, split)), [place_of(name) for name in findings]
+    return Films(
+        np.stack([decode_image(record["image"]) for record in records]),
+        np.stack([record["labels"][columns] for record in records]),
+        tuple(record["patient"] for record in records),
+    )
+
+
+def encoder_of(run: Path, seed: int | None) -> Callable[[Films], Float[np.ndarray, "n d"]]:
+    """Return what an encoder's CLS tokens of four blocks and mean patch are, of a run's encoder.
+
+    With a seed, of random weights in its place.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.linear_model import LogisticRegression
+    loaded = load_run(run)
+    objective, params = loaded.objective, merge(loaded.params, loaded.frozen)
+    if seed is not None:
+        params = objective.init(rng.key(seed, "init"))
 
-    columns = [place_of(name) for name in like.findings]
-    films, labels = {}, {}
-    for name in SPLITS:
-        records = list(Records(shards, name))
-        films[name] = np.stack([decode_image(r["image"]).ravel() / 255.0 for r in records])
-        labels[name] = np.stack([r["labels"][columns] for r in records])
-    both = np.concatenate([films["train"], films["val"]])
-    # As many components as films span: a turn of the axes, which a ridge penalty does not see.
-    turn = PCA().fit((both - both.mean(0)) / (both.std(0) + 1e-6))
-    x = {n: turn.transform((f - both.mean(0)) / (both.std(0) + 1e-6)) for n, f in films.items()}
-    logits = np.zeros_like(like.logits)
-    for c in range(len(columns)):
+    @jax.jit
+    def pooled(params, image):
+        features = objective.model(params, {}).encoder(normalise(image), last=4)
+        return jnp.concatenate([*(c for c, _ in features.layers), features.patches.mean(1)], 1)
 
-        def fitted(penalty: float, names: Sequence[str], c: int = c):
-            truth = np.concatenate([labels[name][:, c] for name in names])
-            if len(set(truth)) < 2:
-                return None
+    def encode(films: Films) -> Float[np.ndarray, "n d"]:
+        image, many = films.pixels[..., None], len(films.pixels)
+        image = np.concatenate([image, np.zeros((-many % 64, *image.shape[1:]), np.uint8)])
+        parts = [np.asarray(pooled(params, image[i : i + 64])) for i in range(0, len(image), 64)]
+        return np.concatenate(parts)[:many]
+
+    return encode
+
+
+def probe(
+    films: dict[str, Films], of: Callable[[Films], Float[np.ndarray, "n d"]], names: Sequence[str]
+) -> Predictions:
+    """Score the test films by logistic regressions, one for each finding, on what is made of films.
+
+    The penalty is chosen on "val" for each finding, and the model fitted again on both.
+    """
+    raw = {name: of(own) for name, own in films.items()}
+    both = np.concatenate([raw["train"], raw["val"]])
+    centre, spread = both.mean(0), both.std(0) + 1e-6
+    # As many components as films span: a turn of the axes, which the penalty does not see.
+    turn = PCA().fit((both - centre) / spread)
+    x = {name: turn.transform((values - centre) / spread) for name, values in raw.items()}
+    logits = np.zeros(films["test"].labels.shape)
+    for c in range(logits.shape[1]):
+        truth = {name: own.labels[:, c] == 1 for name, own in films.items()}
+
+        def fitted(penalty: float, *splits: str, truth: Any = truth) -> Any:
+            y = np.concatenate([truth[name] for name in splits])
             model = LogisticRegression(C=penalty, max_iter=500)
-            return model.fit(np.concatenate([x[name] for name in names]), truth)
+            return (
+                None
+                if y.all() or not y.any()
+                else model.fit(np.concatenate([x[name] for name in splits]), y)
+            )
 
-        def chosen(penalty: float, c: int = c) -> float:
-            model, truth = fitted(penalty, ["train"]), labels["val"][:, c] == 1
+        def chosen(penalty: float, truth: Any = truth, fitted: Any = fitted) -> float:
+            model = fitted(penalty, "train")
             if model is None:
                 return 0.0
-            return point(rank(model.decision_function(x["val"]), truth))[0] or 0.0
+            return point(rank(model.decision_function(x["val"]), truth["val"]))[0] or 0.0
 
-        model = fitted(max(PENALTIES, key=chosen), ["train", "val"])
+        model = fitted(max(PENALTIES, key=chosen), "train", "val")
         if model is not None:
             logits[:, c] = model.decision_function(x["test"])
-    return dataclasses.replace(like, logits=logits[[film.place for film in like.films]])
+    test = films["test"]
+    rows = tuple(
+        Film("test", 0, i, str(i), patient, "", "", "", "", np.nan)
+        for i, patient in enumerate(test.patients)
+    )
+    return Predictions(tuple(names), rows, logits, test.labels.astype(np.float64))
 
 
 def score(task: str, predictions: dict[str, list[Predictions]]) -> tuple[str, dict]:
@@ -219,23 +277,22 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows = read_table(args.films)
     folds = assign_folds([row for row in rows if row["task"]])
-    steps, probe_steps = (4, 4) if args.smoke else (1200, 400)
+    steps = 4 if args.smoke else STEPS
     predictions: dict[str, dict[str, list[Predictions]]] = {task: {} for task in TASKS}
     for fold in range(FOLDS):
         here = make_fold(rows, folds, fold, args.work)
         shards = here / "others" / "shards"
         encoder = probing.pretrain(shards, here / "encoder", seed=fold, steps=steps)
+        makers = {
+            "pre-trained": encoder_of(encoder, None),
+            "random": encoder_of(encoder, fold),
+            "pixels": lambda films: films.pixels.reshape(len(films.pixels), -1) / 255.0,
+        }
         for task, findings in TASKS.items():
-            names = tuple(FINDINGS[place_of(name)] for name in findings)
-            arms = {}
-            for start, weights in (("pretrained", encoder), ("random", None)):
-                arms[f"linear_{start}"] = probing.probe(
-                    "linear", here / task / "shards", here / f"{task}_linear_{start}",
-                    encoder=weights, seed=fold, total_steps=probe_steps, batch_size=32,
-                    objective__findings=names,
-                )  # fmt: skip
-            arms["pixels"] = pixels(here / task / "shards", arms["linear_random"])
-            for arm, found in arms.items():
+            shards = here / task / "shards"
+            films = {split: read_films(shards, split, findings) for split in SPLITS}
+            for arm, of in makers.items():
+                found = probe(films, of, findings)
                 predictions[task].setdefault(arm, []).append(found)
     tables, scores = [], {}
     for task, arms in predictions.items():

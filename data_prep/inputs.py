@@ -15,7 +15,7 @@ from data_prep.given import Mask, Parts
 from data_prep.tables import UNKNOWN, VALUES, Labels, Line, Table, without_suffix
 from xmae_jax.data.findings import FINDINGS, find
 from xmae_jax.data.manifest import file_digest
-from xmae_jax.data.people import plausible
+from xmae_jax.data.people import UNREADABLE, plausible
 from xmae_jax.data.records import DataError, Report
 
 SKIPPED = frozenset({"labels.csv", "reports.csv", "phantoms.json", "rejected.csv", "manifest.json"})
@@ -44,7 +44,7 @@ class Row:
     licence: str = ""
     mask_licence: str = ""
     sex: str = ""  # "F" or "M"
-    age: float | None = None  # years, plausible or not
+    age: float | None = None  # years, plausible or not; or UNREADABLE
 
     @property
     def labels(self) -> np.ndarray:
@@ -135,7 +135,11 @@ class Join:
             if row.patient in self.splits and not row.split:
                 self.rows[film] = replace(row, split=self.splits[row.patient])
         tables, notes = list(tables), list(notes)
-        odd = sum(row.age is not None and not plausible(row.age) for row in self.rows.values())
+        ages = [row.age for row in self.rows.values() if row.age is not None]
+        unread = ages.count(UNREADABLE)
+        odd = sum(not plausible(age) for age in ages) - unread
+        if unread:
+            notes.append(f"{unread:,} films have an age that cannot be read: taken for unknown")
         if odd:
             notes.append(f"{odd:,} films have an age that nobody has: taken for unknown")
         if self._rest:

@@ -28,6 +28,21 @@ _PATIENT, _STUDY, _FILM, _BLOCKS = range(4)
 
 
 @dataclass(frozen=True)
+class Nodules:
+    """How nodules are planted; the defaults are those of the frozen generator."""
+
+    share: float = 0.14
+    """Share of patients who have one."""
+    size: tuple[float, float] = (0.032, 0.074)
+    """Range of diameters, in film widths."""
+    contrast: tuple[float, float] = (0.08, 0.245)
+    """Range of contrasts, as shares of the step from lung to mediastinum."""
+
+
+NODULES = Nodules()
+
+
+@dataclass(frozen=True)
 class Planted:
     """One planted finding; side is -1 for the patient's right (left on the film), 1 for left."""
 
@@ -170,7 +185,9 @@ def _visits(seed: int, patient: int) -> tuple[tuple[str, ...], ...]:
     return tuple(visits)
 
 
-def draw_study(seed: int, patient: int, place: int) -> tuple[Study, str]:
+def draw_study(
+    seed: int, patient: int, place: int, *, nodules: Nodules = NODULES
+) -> tuple[Study, str]:
     """Draw the study of the patient's film number `place`, and return the film's view with it."""
     index, visits = 0, _visits(seed, patient)
     while place >= len(visits[index]):
@@ -185,17 +202,17 @@ def draw_study(seed: int, patient: int, place: int) -> tuple[Study, str]:
         breath=d.normal(0.0, 0.018),
         turn=d.normal(0.0, 0.009),
         ctr=ctr,
-        planted={**_chronic(seed, patient), **_acute(d)},
+        planted={**_chronic(seed, patient, nodules), **_acute(d)},
     )
     return study, visits[index][place]
 
 
-def _chronic(seed: int, patient: int) -> dict[str, Planted]:
+def _chronic(seed: int, patient: int, nodules: Nodules) -> dict[str, Planted]:
     """Draw what stays in its place from study to study."""
     d = Draws(seed, _PATIENT, patient, 2)
-    if not d.chance(0.14):
+    if not d.chance(nodules.share):
         return {}
-    return {"Nodule": _planted(d, (0.032, 0.074), (0.08, 0.245))}
+    return {"Nodule": _planted(d, nodules.size, nodules.contrast)}
 
 
 def _acute(d: Draws) -> dict[str, Planted]:

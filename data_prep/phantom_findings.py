@@ -16,15 +16,11 @@ from data_prep.phantom_raster import Draws, Frame, Tubes, soft, step
 Box = tuple[float, float, float, float]
 
 
-def plant(
-    study: Study, chest: Chest | Side, layers: Layers, frame: Frame, *, nodule_contrast: float = 1.0
-) -> dict[str, Box]:
+def plant(study: Study, chest: Chest | Side, layers: Layers, frame: Frame) -> dict[str, Box]:
     """Add a study's findings to a film; return a box (y0, x0, y1, x1) for each focal one."""
     boxes: dict[str, Box] = {}
     for name, finding in study.planted.items():
         extra = _DRAWN[name](finding, chest, layers, frame)
-        if name == "Nodule":
-            extra *= nodule_contrast
         layers.attenuation += extra
         box = _box(extra) if name in FOCAL else None
         if box:

@@ -5,7 +5,7 @@
 The films are the default data of the quick start, the tests and the notebooks. They look like chest
 films at a glance and stand in for none: nothing learnt from them says anything about patients.
 The generator is frozen; VERSION changes whenever a film, a label or a text would change, and stands
-in every manifest. Film i depends on (seed, i, size) and `--nodule-contrast` only. A logistic
+in every manifest. Film i depends on (seed, i, size) and `--nodule-...` only. A logistic
 regression on 16 x 16 pixels must stay under a macro AUROC of 0.75, so that a result on phantoms
 means something.
 """
@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from tqdm import tqdm
 from data_prep import phantom_frontal, phantom_lateral
 from data_prep.phantom_anatomy import (
     FINDINGS,
+    NODULES,
+    Nodules,
     draw_film,
     draw_patient,
     draw_study,
@@ -70,19 +72,16 @@ class Phantom:
     film: np.ndarray  # float32 [h w] in [0, 1], before rounding to 8 bits
 
 
-def draw(seed: int, index: int, *, size: int = 512, nodule_contrast: float = 1.0) -> Phantom:
-    """Draw film `index` of the series `seed`; it depends on these numbers only.
-
-    `nodule_contrast` multiplies the contrast of nodules, and changes nothing else.
-    """
+def draw(seed: int, index: int, *, size: int = 512, nodules: Nodules = NODULES) -> Phantom:
+    """Draw film `index` of the series `seed`; it depends on these arguments only."""
     patient, place = locate(seed, index)
     who = draw_patient(seed, patient)
-    study, view = draw_study(seed, patient, place)
+    study, view = draw_study(seed, patient, place, nodules=nodules)
     film = draw_film(seed, patient, place, view)
     frame = Frame(size, film.angle, film.scale, film.shift)
     body = phantom_lateral if view == "LATERAL" else phantom_frontal
     chest, layers = body.draw(who, study, film, frame)
-    boxes = plant(study, chest, layers, frame, nodule_contrast=nodule_contrast)
+    boxes = plant(study, chest, layers, frame)
     pixels = expose(layers.attenuation + layers.vessels, film)
     findings, impression = write(study, Draws(seed, _TEXT, patient, study.index))
     return Phantom(
@@ -145,11 +144,9 @@ class _Row:
     means: np.ndarray
 
 
-def _make(
-    index: int, *, output: str, seed: int, size: int, nodule_contrast: float, dicom: bool
-) -> _Row:
+def _make(index: int, *, output: str, seed: int, size: int, nodules: Nodules, dicom: bool) -> _Row:
     """Draw one film and write its files."""
-    phantom = draw(seed, index, size=size, nodule_contrast=nodule_contrast)
+    phantom = draw(seed, index, size=size, nodules=nodules)
     stem, root = f"ph_{index:06d}", Path(output)
     name = f"images/{stem}.{'dcm' if dicom else 'png'}"
     data = _dicom(phantom, seed=seed, index=index) if dicom else _png(phantom.image)
@@ -223,7 +220,7 @@ def _rows(args: argparse.Namespace) -> Iterator[_Row]:
         output=str(args.output),
         seed=args.seed,
         size=args.size,
-        nodule_contrast=args.nodule_contrast,
+        nodules=_nodules(args),
         dicom=args.dicom,
     )
     if args.workers == 1:
@@ -300,8 +297,12 @@ def _wanted(args: argparse.Namespace) -> dict:
         "count": args.count,
         "size": args.size,
         "format": "dicom" if args.dicom else "png",
-        "nodule_contrast": args.nodule_contrast,
+        "nodules": json.loads(json.dumps(asdict(_nodules(args)))),  # tuples as they are read back
     }
+
+
+def _nodules(args: argparse.Namespace) -> Nodules:
+    return Nodules(args.nodule_share, tuple(args.nodule_size), tuple(args.nodule_contrast))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -318,15 +319,25 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1000, help="films to draw (1000)")
     parser.add_argument("--seed", type=int, default=0, help="which series (0)")
     parser.add_argument("--size", type=int, default=512, help="side in pixels (512)")
-    parser.add_argument("--nodule-contrast", type=float, default=1.0, metavar="FACTOR",
-                        help="multiply the contrast of nodules (1)")  # fmt: skip
+    usual, pair = NODULES, ("LOW", "HIGH")
+    parser.add_argument("--nodule-size", type=float, nargs=2, default=usual.size, metavar=pair,
+                        help=f"range of diameters, in film widths {usual.size}")  # fmt: skip
+    parser.add_argument("--nodule-contrast", type=float, nargs=2, default=usual.contrast,
+                        metavar=pair, help="range of contrasts, as shares of the step from lung"
+                        f" to mediastinum {usual.contrast}")  # fmt: skip
+    parser.add_argument("--nodule-share", type=float, default=usual.share, metavar="SHARE",
+                        help=f"of patients with a nodule ({usual.share})")  # fmt: skip
     parser.add_argument("--dicom", action="store_true", help="write DICOM files, not PNG")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args(argv)
     if args.count < 1 or args.workers < 1 or args.seed < 0:
         parser.error("--count and --workers must be at least 1, --seed at least 0")
-    if not 0 < args.nodule_contrast <= 10:
-        parser.error(f"--nodule-contrast must lie between 0 and 10, not {args.nodule_contrast}")
+    if not 0 <= args.nodule_share <= 1:
+        parser.error(f"--nodule-share must lie between 0 and 1, not {args.nodule_share}")
+    for name in ("size", "contrast"):
+        low, high = getattr(args, f"nodule_{name}")
+        if not 0 < low <= high <= 2:
+            parser.error(f"--nodule-{name} must rise, between 0 and 2, not {low} {high}")
     if args.size < 64 or args.size % 16:
         parser.error(f"--size must be a multiple of 16 and at least 64, not {args.size}")
     return args
@@ -338,8 +349,9 @@ def main(argv: list[str] | None = None) -> int:
     known = args.output / "phantoms.json"
     if known.exists():
         # Films drawn before the key was there have nodules as they are by default.
-        manifest = {"nodule_contrast": 1.0} | json.loads(known.read_text())
         wanted = _wanted(args)
+        manifest = {"nodules": asdict(NODULES)} | json.loads(known.read_text())
+        manifest["nodules"] = json.loads(json.dumps(manifest["nodules"]))
         differ = [
             f"{key} {manifest.get(key)!r}, asked {value!r}"
             for key, value in wanted.items()

@@ -12,16 +12,11 @@ from data_prep.charts import Bars, Histogram, bars, histogram
 from data_prep.contours import MIN_QUALITY
 from data_prep.pictures import has_writing
 from xmae_jax.data.index import Entry
+from xmae_jax.data.people import AGE_BANDS, age_band
 from xmae_jax.data.records import FINDINGS, SPLITS, Record, decode_image, decode_mask
 
 _SEXES = {"F": "female", "M": "male", "": "sex unknown"}
 _NO_AGE = "age unknown"
-_BANDS = (  # of years: name, the next one's first
-    ("under 18 years", 18.0),
-    ("18 to 39", 40.0),
-    ("40 to 64", 65.0),
-    ("65 and over", math.inf),
-)
 
 
 @dataclass(frozen=True)
@@ -101,12 +96,12 @@ def people(entries: Sequence[Entry]) -> list[tuple[str, list[int]]]:
     held = {entry.split for entry in entries}
     counts = Counter((entry.split, _SEXES[entry.sex]) for entry in entries)
     counts += Counter((entry.split, _band(entry.age)) for entry in entries)
-    names = [*_SEXES.values(), *(name for name, _ in _BANDS), _NO_AGE]
+    names = [*_SEXES.values(), *(f"{band} years" for band in AGE_BANDS), _NO_AGE]
     return [(name, [counts[split, name] for split in SPLITS if split in held]) for name in names]
 
 
 def _band(age: float) -> str:
-    return next((name for name, below in _BANDS if age < below), _NO_AGE)
+    return _NO_AGE if math.isnan(age) else f"{age_band(age)} years"
 
 
 def findings(counts: Mapping[str, Any]) -> list[tuple[str, dict[str, Known]]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xmae_jax.data.findings import FINDINGS, find
-from xmae_jax.data.people import age_of, sex_of
+from xmae_jax.data.people import UNREADABLE, age_of, sex_of
 from xmae_jax.data.records import DataError
 
 Labels = tuple[float, ...]
@@ -69,10 +69,10 @@ class Line:
         return sex
 
     def age(self, column: str) -> float | None:
-        """Read an age in years, plausible or not; None where there is none."""
+        """Read an age in years, plausible or not; None where there is none, else UNREADABLE."""
         age = age_of(self.cells.get(column, ""))
         if age is None:
-            raise self.error(column, "no age, such as 34, 034Y, 18M, blank")
+            return UNREADABLE
         return None if math.isnan(age) else age
 
     def section(self, column: str) -> str:

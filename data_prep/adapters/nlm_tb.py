@@ -4,6 +4,7 @@ https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-
 Shenzhen are Stirenko et al.'s (2018), https://www.kaggle.com/datasets/yoctoman/shcxr-lung-mask.
 """
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ _PERSON = re.compile(
     re.IGNORECASE,
 )
 _A_SEX = re.compile(r"\b(?:[fm]|(?:fe)?male|(?:wo)?man|boy|girl)\b", re.IGNORECASE)
-_AN_AGE = re.compile(rf"\b(\d{{1,3}}){_GAP}(y|mo|w|d)?", re.IGNORECASE)
+_AN_AGE = re.compile(rf"\b(\d{{1,3}}){_GAP}(y|mo|w|d|(?<=\d{{3}})m\b)?", re.IGNORECASE)
 
 
 def scan_montgomery(
@@ -124,9 +125,10 @@ def _reading(path: Path) -> tuple[str, str, float | None]:
         for line in lines
     )
     person = " ".join(found[0] for line in lines for found in _PERSON.finditer(line))
-    sex, age = _A_SEX.search(person), _AN_AGE.search(person)
+    sex, found = _A_SEX.search(person), _AN_AGE.search(person)
+    age = age_of("".join(part or "" for part in found.groups())) if found else None
     return (
         " ".join(filter(None, words))[:MAX_TEXT],
         (sex_of(sex[0]) or "") if sex else "",
-        age_of(f"{age[1]} {age[2] or ''}") if age else None,
+        None if age is None or math.isnan(age) else age,
     )

@@ -22,7 +22,10 @@ def test_spellings_of_a_sex():
     [
         ("34", 34),
         ("034Y", 34),
-        ("000Y", 0),
+        ("000Y", math.nan),
+        ("0 years", math.nan),
+        ("0", 0),
+        ("000D", 0),
         ("34.5", 34.5),
         ("018M", 1.5),
         ("5 months", 5 / 12),
@@ -30,7 +33,10 @@ def test_spellings_of_a_sex():
         ("003D", 3 / 365.25),
         ("58 years old", 58),
         ("90+", 90),
-        (">89", 89),
+        (">89", 90),
+        (">= 90 years", 90),
+        ("18+", None),
+        ("100 months +", None),
         ("414", 414),
         ("-3", -3),
         ("", math.nan),
@@ -40,6 +46,9 @@ def test_spellings_of_a_sex():
         ("34 Y 5 M", None),
         ("1e3", None),
         ("34X", None),
+        ("34 M", None),
+        ("34M", None),
+        ("034 M", None),
     ],
 )
 def test_spellings_of_an_age(text, years):

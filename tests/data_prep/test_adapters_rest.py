@@ -205,6 +205,8 @@ def test_sub_headings_stay_in_their_section():
         ("F\n45 M\nnormal", "normal", ("F", 45)),
         ("male 5 months: PTB, unchanged for 2 years", "PTB, unchanged for 2 years", ("M", 5 / 12)),
         ("Patient's Sex: F\nPatient's Age: 026Y\n2 nodules.", "2 nodules.", ("F", 26)),
+        ("Patient's Sex: M\nPatient's Age: 000Y\nnormal", "normal", ("M", None)),
+        ("Patient's Sex: M\nPatient's Age: 018M\nnormal", "normal", ("M", 1.5)),
         ("45-year-old woman with PTB", "with PTB", ("F", 45)),
         ("45Y M\nPTB; a man aged 45", "PTB; a", ("M", 45)),
         ("M. tuberculosis in 12 foci of 45 mm", "M. tuberculosis in 12 foci of 45 mm", ("", None)),

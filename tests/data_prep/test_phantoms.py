@@ -299,6 +299,35 @@ def test_the_same_arguments_again_do_nothing_and_others_are_refused(tmp_path, ca
     assert "seed 0, asked 2" in error and "count" not in error
 
 
+def test_other_nodules_change_films_with_nodules_alone():
+    # A larger share keeps who has one already, so a study without one looks as it did.
+    other = phantoms.Nodules(share=0.3, size=(0.08, 0.12), contrast=(0.4, 1.2))
+    pairs = [
+        (phantoms.draw(3, i, size=64), phantoms.draw(3, i, size=64, nodules=other))
+        for i in range(40)
+    ]
+    before, after = ([p.labels["Nodule"] for p in side] for side in zip(*pairs, strict=True))
+    assert sum(after) > sum(before) > 0
+    for one, two in pairs:
+        same = np.array_equal(one.image, two.image)
+        assert same == (not two.labels["Nodule"])
+        assert {**one.labels, "Nodule": 0, "No_Finding": 0} == {
+            **two.labels, "Nodule": 0, "No_Finding": 0
+        }  # fmt: skip
+
+
+def test_other_nodules_are_other_phantoms(tmp_path, capsys):
+    out = run(tmp_path)
+    argv = ["--output", str(out), "--count", "14", "--size", "64"]
+    assert phantoms.main([*argv, "--nodule-share", "0.5"]) == 64
+    assert "nodules" in capsys.readouterr().err
+    # Drawn before there was a choice: the usual ones.
+    about = json.loads((out / "phantoms.json").read_text())
+    del about["nodules"]
+    (out / "phantoms.json").write_text(json.dumps(about))
+    assert phantoms.main(argv) == 0
+
+
 def test_an_interrupted_run_leaves_no_films_behind(tmp_path):
     out = run(tmp_path)
     (out / "phantoms.json").unlink()
@@ -315,7 +344,15 @@ def test_a_file_in_the_way_exits_74(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["--output", "x", "--size", "100"], ["--output", "x", "--count", "0"], ["--nope"]]
+    "argv",
+    [
+        [],
+        ["--output", "x", "--size", "100"],
+        ["--output", "x", "--count", "0"],
+        ["--nope"],
+        ["--output", "x", "--nodule-share", "2"],
+        ["--output", "x", "--nodule-size", "0.1", "0"],
+    ],
 )
 def test_usage_errors_exit_64(argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

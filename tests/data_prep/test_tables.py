@@ -13,6 +13,7 @@ from data_prep.build import main
 from data_prep.inputs import scan
 from data_prep.tables import Table
 from xmae_jax.data.findings import FINDINGS, find
+from xmae_jax.data.people import stored_age
 from xmae_jax.data.records import DataError
 
 CANARY = "ZZPHI"  # stands in every cell that might say who somebody is
@@ -91,7 +92,6 @@ BROKEN = {
         ", line 1: columns 'Effusion' and 'Pleural Effusion' are one finding",
     ),
     "sex": (f"{HEAD},sex\n{A},ZZ\n", ", line 2, column sex: no sex, such as"),
-    "age": (f"{HEAD},age\n{A},ZZ\n", ", line 2, column age: no age, such as"),
     "another age": (f"{HEAD},age\n{A},3\n{A},4\n", ", line 3, column age: a second row"),
     "unknown split": (f"{HEAD},split\n{A},holdout\n", ", line 2, column split: neither train, val"),
     "patient in two splits": (
@@ -237,3 +237,13 @@ def test_one_list_of_findings():
     }.items():
         assert find(name) == FINDINGS.index(other), name
     assert find("patient_id") is None and find("") is None
+
+
+def test_an_age_that_cannot_be_read_is_unknown_and_counted(folder):
+    (folder / "labels.csv").write_text(f"{HEAD},age\n{A},paediatric 1-5\n{B},414\n")
+    inputs = read(folder)
+    assert all(math.isnan(stored_age(row.age)) for row in inputs.rows.values())
+    assert inputs.notes == (
+        "1 films have an age that cannot be read: taken for unknown",
+        "1 films have an age that nobody has: taken for unknown",
+    )

@@ -19,6 +19,7 @@ from xmae_jax.objectives.losses import (
     LossConfig,
     WeightedBce,
     loss,
+    stats_of,
     targets,
 )
 
@@ -211,3 +212,17 @@ def test_a_config_names_a_loss_by_its_kind():
     ):
         with pytest.raises(ConfigError, match=told):
             build(Holder, {"criterion": tree})
+
+
+@pytest.mark.parametrize(
+    "uncertain, positive, known",
+    [("ignore", 1, 3), ("zeros", 1, 6), ("ones", 4, 6), ("smoothed", 3.1, 6)],
+)
+def test_classes_are_counted_as_training_reads_them(uncertain, positive, known):
+    """One present, two absent, three uncertain."""
+    one = jnp.ones(1)
+    stats = stats_of(one, 3 * one, 3 * one, uncertain=uncertain)
+    np.testing.assert_allclose([stats.positive[0], stats.known[0]], [positive, known], rtol=1e-6)
+    labels = jnp.array([[1.0], [0.0], [0.0], [-1.0], [-1.0], [-1.0], [jnp.nan]])
+    read, certain = targets(labels, uncertain=uncertain)
+    np.testing.assert_allclose([read.sum(), certain.sum()], [positive, known], rtol=1e-6)

@@ -10,6 +10,7 @@ from tests.scores.test_delong import brute_force
 from xmae_jax.scores import bootstrap
 from xmae_jax.scores.compare import compare
 from xmae_jax.scores.predictions import Predictions, PredictionsError
+from xmae_jax.scores.summary import summarise
 
 
 def two(films=90):
@@ -66,6 +67,23 @@ def test_pairs_are_narrower_than_two_intervals():
     alike = compare(one, one, "test")
     assert alike["macro"]["difference"]["auroc_interval"] == [0.0, 0.0]
     assert alike["findings"]["Edema"]["delong_p"] is None
+
+
+@pytest.mark.parametrize("people", [1, 2])
+def test_a_mean_with_a_finding_that_is_hardly_drawn_has_no_interval(people):
+    """One or two patients alone are known to have or not to have Mass."""
+    made = predictions(90, findings=("Edema", "Mass"), ties=False)
+    labels = made.labels.copy()
+    labels[:, 1] = np.nan
+    labels[[0, 3 * people - 1], 1] = [0, 1]
+    made = Predictions(made.findings, made.films, made.logits, labels)
+    macro = summarise(made, "test")["macro"]
+    assert macro["findings"] == 2 and macro["auroc"] is not None
+    assert macro["auroc_interval"] is None and macro["too_few_replicates"] == ["Mass"]
+    found = compare(made, made, "test")
+    assert found["macro"]["difference"]["auroc"] == 0
+    assert found["macro"]["difference"]["auroc_interval"] is None
+    assert found["findings"]["Edema"]["difference"]["auroc_interval"] == [0, 0]
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -42,9 +42,21 @@ def test_films_of_a_study_are_joined():
     labels = np.array([[1, 0, 0, NAN], [0, 0, -1, NAN], [NAN, 0, NAN, 1], [0, 1, -1, NAN]])
     logits = np.arange(16.0).reshape(4, 4)
     films = (film(0), film(1), film(0, place=2, id="id2"), film(3, study=""))
-    made = groups.by_study(Predictions(("a", "b", "c", "d"), films, logits, labels))
+    made, _ = groups.by_study(Predictions(("a", "b", "c", "d"), films, logits, labels))
     assert [one.id for one in made.films] == ["id0", "id3"]
     np.testing.assert_array_equal(made.logits, [logits[:3].mean(axis=0), logits[3]])
     # Present in one; absent in all; uncertain in one; unknown but in one.
     np.testing.assert_array_equal(made.labels, [[1, 0, -1, 1], [0, 1, -1, NAN]])
     np.testing.assert_array_equal(made.patients(), [0, 1])
+
+
+def test_three_frontal_films_do_not_outvote_a_lateral_one():
+    views = ("PA", "AP", "Frontal", "LATERAL", "PA", "", "LL")
+    films = tuple(
+        film(i, view=view, patient="p", study="one" if i < 4 else f"s{i // 6}")
+        for i, view in enumerate(views)
+    )
+    logits = np.array([[1.0], [2.0], [3.0], [-4.0], [5.0], [6.0], [7.0]])
+    made, by_view = groups.by_study(Predictions(("a",), films, logits, np.zeros((7, 1))))
+    np.testing.assert_allclose(made.logits[:, 0], [(2 - 4) / 2, 5.5, 7])
+    np.testing.assert_array_equal(by_view, [[3, 1], [2, 0], [0, 1]])

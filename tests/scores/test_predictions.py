@@ -59,6 +59,9 @@ def set_cell(row, column, value):
         (set_cell(3, 9, "old"), "line 4: source_index, index or age is no number"),
         (set_cell(0, 3, "name"), "its columns are not those of predictions.csv"),
         (lambda cells: cells[2].pop(), "line 3: 15 values in 16 columns"),
+        (set_cell(2, 5, "s" * 5_000_000), "line 3: not CSV"),
+        (lambda cells: cells[0].__setitem__(slice(12, 14), cells[0][10:12]), "logit:Edema stands"),
+        (lambda cells: cells.__delitem__(slice(1, None)), "it: a header and no film"),
         (lambda cells: cells.clear(), "its columns are not those of predictions.csv"),
     ],
 )
@@ -66,9 +69,3 @@ def test_what_is_wrong_is_named(change, message):
     with pytest.raises(PredictionsError, match="it") as caught:
         from_csv(broken(change), name="it")
     assert message in str(caught.value)
-
-
-def test_a_table_without_films():
-    assert (
-        len(from_csv(broken(lambda cells: cells.__delitem__(slice(1, None))), name="it").films) == 0
-    )

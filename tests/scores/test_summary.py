@@ -143,12 +143,14 @@ def test_studies_are_scored_too(made):
     studies = metrics["by_study"]
     entry = studies["each"]["Edema"]
     assert entry["n_positive"] + entry["n_negative"] < 100
-    logits, present, absent = {}, {}, {}
+    logits, present, absent, views = {}, {}, {}, {}
     for film, score, label in zip(test.films, test.logits[:, 0], test.labels[:, 0], strict=True):
         key = film.patient, film.study
         logits.setdefault(key, []).append(score)
         present[key] = present.get(key, False) or label == 1
         absent.setdefault(key, []).append(label)
+        views.setdefault(key, set()).add(film.view == "L")
+    assert studies["two_views"] == [len(kinds) for kinds in views.values()].count(2) > 0
     used = [k for k in logits if present[k] or (0 in absent[k] and -1 not in absent[k])]
     labels = [present[k] for k in used]
     scores = [np.mean(logits[k]) for k in used]

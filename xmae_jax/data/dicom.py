@@ -283,9 +283,8 @@ def _term(dataset: Any, keyword: str) -> str:
 
 
 def _age(dataset: Any) -> float:
-    """Read an age in years; "000Y" is what devices write that were told none."""
     age = age_of(_term(dataset, "PatientAge"))
-    return math.nan if age is None or (age == 0 and "Y" in _term(dataset, "PatientAge")) else age
+    return math.nan if age is None else age
 
 
 def raw_ids(dataset: Any) -> tuple[str, str]:

@@ -6,7 +6,6 @@ values move that outline by a few percent. Shape comes first since an opaque lun
 rectangle is the one of the released code of the paper that this project follows.
 """
 
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from jaxtyping import Bool, Float, Float32, Integer, UInt8
 from PIL import Image
 from scipy import fft, ndimage
 from skimage import draw, exposure, filters, morphology
+
+from xmae_jax.scores.groups import is_frontal as is_frontal
 
 # Mean outlines of the manual masks of the Montgomery County films (NLM, public use), as (x, y) in
 # the box around both lungs; image left is the patient's right lung.
@@ -41,11 +42,6 @@ CONVENTIONS = {
 }
 """Which one a mask follows, by the name in "given:NAME" or by the film's source."""
 OUTER = 0.15  # of the width of both lungs: the part along the chest wall that no heart reaches
-_NOT_FRONTAL = re.compile(
-    r"\b(L|LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|LAT\w*|OBL\w*|DECUB\w*|SWIMMER\w*|OTHER)\b"
-    r"|LATERAL|(?<!AP )(?<!PA )AXIAL",
-    re.IGNORECASE,
-)
 
 MODEL = Path(__file__).parents[1] / "weights" / "lungs.safetensors"
 """The shipped model's weights, which `tasks/lungs.py` runs; `.json` beside them has the sha256."""
@@ -90,11 +86,6 @@ def truths(
     outer = np.minimum(columns - left, right - columns) < band
     unknown[:, :, 0] = mask & ~outer
     return inside, unknown
-
-
-def is_frontal(view: str) -> bool:
-    """Say whether a view is frontal: any that is not known to be another."""
-    return not _NOT_FRONTAL.search(view.replace("_", " "))
 
 
 def rectangle(shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

@@ -25,7 +25,7 @@ here is linear in the label, so the mean of that gives the same loss on average,
 
 
 class ClassStats(NamedTuple):
-    """Counts of each finding in the training split."""
+    """Counts of each finding in the training split, as training counts labels."""
 
     positive: Float[Array, " c"]
     known: Float[Array, " c"]
@@ -46,6 +46,19 @@ def targets(
     else:
         labels = jnp.where(unsure, _UNCERTAIN[uncertain], labels)
     return jnp.where(known, labels, 0.0).astype(jnp.float32), known
+
+
+def stats_of(
+    positive: Float[Array, " c"],
+    known: Float[Array, " c"],
+    unsure: Float[Array, " c"],
+    *,
+    uncertain: Uncertain,
+) -> ClassStats:
+    """Count films as `targets` reads them: certain ones, and `unsure` by what they become."""
+    if uncertain == "ignore":
+        return ClassStats(positive, known)
+    return ClassStats(positive + _UNCERTAIN[uncertain] * unsure, known + unsure)
 
 
 def _counts(stats: ClassStats) -> tuple[Float[Array, " c"], Float[Array, " c"]]:

@@ -63,8 +63,9 @@ class Supervised(ModuleObjective):
     drop_path: float
     """Probability that the last block is left out for a row; it grows linearly from 0."""
     ema_decay: float | None
-    class_stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """(present, known) films of the training split for each finding; not a key of configs."""
+    class_stats: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]] | None = None
+    """Films of the training split in which each finding is present, is certain (present or absent),
+    and is uncertain; not a key of configs."""
 
     view = "labelled"
     module = Classifier
@@ -99,10 +100,15 @@ class Supervised(ModuleObjective):
         """Patches along height and width."""
         return grid_of(self.image_size, self.encoder.patch_size)
 
+    @property
+    def counts(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """Return `class_stats`, or ones."""
+        some = (1.0,) * len(self.findings)
+        return self.class_stats or (some, some, some)
+
     def stats(self) -> ClassStats:
-        """Return the counts of the training split, as arrays."""
-        positive, known = self.class_stats or ((1.0,) * len(self.findings),) * 2
-        return ClassStats(jnp.asarray(positive), jnp.asarray(known))
+        """Return the counts of the training split as training reads labels, as arrays."""
+        return losses.stats_of(*map(jnp.asarray, self.counts), uncertain=self.uncertain)
 
     def prepare(self, batch: Batch, rng_key: Key[Array, ""], step: Array) -> Prepared:
         """Read the labels, and draw what dropout and stochastic depth need, one key a row."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from xmae_jax.scores.predictions import Film, Predictions
 
@@ -16,7 +17,13 @@ FREQUENCY_RULE = (
 ENOUGH = 10
 """Films with and without a finding that a sub-group needs for an AUROC to be told."""
 UNKNOWN = "unknown"
-_BANDS = ((18, "0-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (np.inf, "80+"))
+AGE_BANDS = {"0-17": 18, "18-39": 40, "40-59": 60, "60-79": 80, "80+": np.inf}
+"""Name of a band -> the age in years at which it ends."""
+_NOT_FRONTAL = re.compile(
+    r"\b(L|LL|RL|LLD|RLD|LLO|RLO|LAO|RAO|LPO|RPO|LAT\w*|OBL\w*|DECUB\w*|SWIMMER\w*|OTHER)\b"
+    r"|LATERAL|(?<!AP )(?<!PA )AXIAL",
+    re.IGNORECASE,
+)
 
 
 def frequency(train_positive: float) -> str:
@@ -28,7 +35,7 @@ def age_band(age: float) -> str:
     """Name the band of an age in years."""
     if not age >= 0:
         return UNKNOWN
-    return next(name for end, name in _BANDS if age < end)
+    return next(name for name, end in AGE_BANDS.items() if age < end)
 
 
 ATTRIBUTES: dict[str, Callable[[Film], str]] = {
@@ -47,21 +54,30 @@ def members(predictions: Predictions, attribute: str) -> dict[str, Bool[np.ndarr
     return {name: np.array([own == name for own in names], bool) for name in order}
 
 
-def by_study(predictions: Predictions) -> Predictions:
-    """Join the films of each study: mean logits, and labels that its films agree on.
+def is_frontal(view: str) -> bool:
+    """Say whether a view is frontal: any that is not known to be another."""
+    return not _NOT_FRONTAL.search(view.replace("_", " "))
 
-    A study has a finding that one of its films has. It is without it if that is known of a film
-    and none is uncertain.
+
+def by_study(predictions: Predictions) -> tuple[Predictions, Int64[np.ndarray, "s 2"]]:
+    """Join the films of each study; also return how many frontal and other films each has.
+
+    Logits are means of the frontal and of the other films, and of these two where both are there,
+    so that several films of one view do not outvote the other. A study has a finding that one of
+    its films has. It is without it if that is known of a film and none is uncertain.
     """
     studies = predictions.studies()
-    count = int(studies.max(initial=-1)) + 1
-    films = np.bincount(studies, minlength=count)[:, None]
-    logits = np.zeros((count, len(predictions.findings)))
-    np.add.at(logits, studies, predictions.logits)
+    other = np.array([not is_frontal(film.view) for film in predictions.films], np.int64)
+    films = np.zeros((int(studies.max(initial=-1)) + 1, 2), np.int64)
+    np.add.at(films, (studies, other), 1)
+    of_views = np.zeros((*films.shape, len(predictions.findings)))
+    np.add.at(of_views, (studies, other), predictions.logits)
+    of_views /= np.maximum(films, 1)[:, :, None]
+    logits = of_views.sum(axis=1) / (films > 0).sum(axis=1)[:, None]
     labels = np.full(logits.shape, np.nan)
     for value in (0.0, -1.0, 1.0):  # the later prevails
         row, column = np.nonzero(predictions.labels == value)
         labels[studies[row], column] = value
     _, first = np.unique(studies, return_index=True)
     chosen = tuple(predictions.films[i] for i in first)
-    return Predictions(predictions.findings, chosen, logits / films, labels)
+    return Predictions(predictions.findings, chosen, logits, labels), films

@@ -102,17 +102,24 @@ def from_csv(text: str, *, name: str) -> Predictions:
     """Read predictions; `name` is what messages call them.
 
     Raises PredictionsError naming line and column of a value that is none, of a score that is not
-    a number, and of a film that stands there twice.
+    a number, of a film or a finding that stands there twice, and of what is not CSV.
     """
     lines = csv.reader(io.StringIO(text))
-    header = next(lines, [])
+    try:
+        header, *rows = list(lines) or [[]]
+    except csv.Error as error:
+        raise PredictionsError(f"{name}, line {lines.line_num}: not CSV ({error})") from None
     findings = tuple(c.removeprefix("logit:") for c in header if c.startswith("logit:"))
     named = [f"{kind}:{finding}" for finding in findings for kind in ("logit", "label")]
     if not findings or header != [*COLUMNS, *named]:
         raise PredictionsError(f"{name}: its columns are not those of predictions.csv")
+    if twice := next((one for one in findings if findings.count(one) > 1), None):
+        raise PredictionsError(f"{name}, line 1: logit:{twice} stands there twice")
+    if not rows:
+        raise PredictionsError(f"{name}: a header and no film")
     films, logits, labels = [], [], []
     seen: dict[tuple[str, int, int], int] = {}
-    for number, line in enumerate(lines, 2):
+    for number, line in enumerate(rows, 2):
         where = f"{name}, line {number}"
         if len(line) != len(header):
             raise PredictionsError(f"{where}: {len(line)} values in {len(header)} columns")

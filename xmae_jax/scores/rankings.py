@@ -14,6 +14,7 @@ from xmae_jax.scores.ranking import Ranked, point, rank
 
 NAMES = ("auroc", "average_precision")
 Entry = dict[str, Any]
+_NONE = np.full((2, bootstrap.REPLICATES), np.nan)  # of a finding that was not drawn
 
 
 class Rankings:
@@ -75,36 +76,53 @@ class Rankings:
         """Average over findings (all, unless given) that have both sides.
 
         A replicate averages over those that have both sides in it; it is told in how many
-        replicates these are fewer.
+        replicates these are fewer. `too_few_replicates` names the findings for which there is no
+        interval: it would be of another mean.
         """
         wanted = list(range(len(self.findings)) if among is None else among)
         used = [c for c in wanted if min(self.sides(part, c)) > 0]
+        drawn = [self._drawn.get((part, c), _NONE) for c in used]
         out: Entry = {
             "findings": len(used),
             "of": len(wanted),
             "left_out": [self.findings[c] for c in wanted if c not in used],
+            "too_few_replicates": [
+                self.findings[c] for c, one in zip(used, drawn, strict=True) if not _enough(one)
+            ],
         }
         points = np.array([point(self._ranked[part, c]) for c in used], np.float64)
-        drawn = [self._drawn[part, c] for c in used if (part, c) in self._drawn]
         for i, name in enumerate(NAMES):
             out[name] = float(points[:, i].mean()) if used else None
-            each = [values[i] for values in drawn]
-            means = bootstrap.mean_of_defined(np.stack(each)) if each else None
-            out[f"{name}_interval"] = None if means is None else bootstrap.interval(means)
-        if drawn:
-            lacking = np.isnan(np.stack([d[0] for d in drawn])).any(axis=0)
+        out |= _intervals(drawn)
+        if used and not out["too_few_replicates"]:
+            lacking = np.isnan(np.stack([one[0] for one in drawn])).any(axis=0)
             out["replicates_with_fewer"] = int(lacking.sum())
         return out
 
     def difference(self, one: str, other: str, among: Sequence[int]) -> Entry:
-        """Return by how much the mean scores of `one` exceed those of `other`, and intervals."""
-        means = self.mean(one, among), self.mean(other, among)
-        both = [c for c in among if (one, c) in self._drawn and (other, c) in self._drawn]
-        out: Entry = {}
+        """Return by how much the mean scores of `one` exceed those of `other`, and intervals.
+
+        The means are over findings that have both sides in both.
+        """
+        used = [c for c in among if min(*self.sides(one, c), *self.sides(other, c)) > 0]
+        means = self.mean(one, used), self.mean(other, used)
+        drawn = [
+            self._drawn.get((one, c), _NONE) - self._drawn.get((other, c), _NONE) for c in used
+        ]
+        values = {name: means[0][name] - means[1][name] if used else None for name in NAMES}
+        return values | _intervals(drawn)
+
+
+def _enough(drawn: Float64[np.ndarray, "2 r"]) -> bool:
+    """Tell whether most replicates have both sides of a finding."""
+    return bool(np.isnan(drawn[0]).mean() < 0.5)
+
+
+def _intervals(drawn: Sequence[Float64[np.ndarray, "2 r"]]) -> Entry:
+    """Return the intervals of the mean scores of some findings, None unless all have enough."""
+    out: Entry = {f"{name}_interval": None for name in NAMES}
+    if drawn and all(map(_enough, drawn)):
         for i, name in enumerate(NAMES):
-            a, b = (mean[name] for mean in means)
-            out[name] = None if a is None or b is None else a - b
-            each = [self._drawn[one, c][i] - self._drawn[other, c][i] for c in both]
-            drawn = bootstrap.mean_of_defined(np.stack(each)) if each else None
-            out[f"{name}_interval"] = None if drawn is None else bootstrap.interval(drawn)
-        return out
+            means = bootstrap.mean_of_defined(np.stack([one[i] for one in drawn]))
+            out[f"{name}_interval"] = bootstrap.interval(means)
+    return out

@@ -32,7 +32,7 @@ def summarise(
 ) -> Entry:
     """Score the films of `split`; without `train_positive` findings are not put into groups."""
     scored, chosen_on = predictions.of_split(split), predictions.of_split(CHOSEN_ON)
-    patients, studies = scored.patients(), groups.by_study(scored)
+    patients, (studies, by_view) = scored.patients(), groups.by_study(scored)
     people = int(patients.max(initial=-1)) + 1
     ranks = Rankings(scored.findings, patients=people)
     ranks.add("all", scored, patients=patients)
@@ -68,7 +68,7 @@ def summarise(
         "macro_average_precision": macro["average_precision"],
         "macro": macro,
         "findings": findings,
-        "by_study": ranks.mean("studies") | {"each": ranks.entries("studies")} if several else None,
+        "by_study": _studies(ranks, by_view) if several else None,
         "frequency_groups": None if train_positive is None else _frequencies(ranks, findings),
         "subgroups": {name: _subgroups(ranks, name, parts[name]) for name in parts},
         "chosen_on": {"split": CHOSEN_ON, "films": len(chosen_on.films)},
@@ -135,6 +135,15 @@ def _mean_of_rest(findings: Mapping[str, Entry]) -> Entry:
             out[kind][name] = float(np.mean(values)) if values else None
             out[kind][f"{name}_findings"] = len(values)
     return out
+
+
+def _studies(ranks: Rankings, by_view: Int64[np.ndarray, "s 2"]) -> Entry:
+    """Score studies, and count those with a frontal and another film."""
+    return {
+        **ranks.mean("studies"),
+        "two_views": int((by_view > 0).all(axis=1).sum()),
+        "each": ranks.entries("studies"),
+    }
 
 
 def _frequencies(ranks: Rankings, findings: Mapping[str, Entry]) -> Entry:

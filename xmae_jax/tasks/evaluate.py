@@ -160,7 +160,7 @@ def _training(
     try:
         seen = [read_index(path)[saved.data.split] for path in saved.data.paths]
         training = open_split(saved, saved.data.split, findings=loaded.objective.findings)
-        positive, _ = class_stats(training)
+        positive = class_stats(training)[0]
     except DataError as error:
         print(f"note: the run's training data cannot be read, so leaks are not looked for: {error}")
         return None, None

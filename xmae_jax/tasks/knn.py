@@ -60,7 +60,7 @@ def run(config: Config, workdir: Path) -> None:
     evaluator = Classification(
         findings=objective.findings,
         entries={name: splits[name].entries for name in films},
-        train_positive=np.array(objective.stats().positive),
+        train_positive=np.array(objective.counts[0]),
     )
     metrics, predictions = evaluator.evaluate(
         {name: partial(of.rows, tried[best]["logits"][name]) for name, of in films.items()}

@@ -245,7 +245,7 @@ def _test(
     evaluator = Classification(
         findings=objective.findings,
         entries={"val": held_out.entries, name: tested.entries},
-        train_positive=np.array(objective.stats().positive),
+        train_positive=np.array(objective.counts[0]),
     )
     rows = protocol.predict(objective.classify, state, data, view)
     metrics, predictions = evaluator.evaluate({"val": val.__iter__, name: lambda: rows})

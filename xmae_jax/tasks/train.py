@@ -56,7 +56,7 @@ def _classification(config: Config, objective: Any) -> Evaluator:
     return Classification(
         findings=objective.findings,
         entries={"val": entries},
-        train_positive=np.array(objective.class_stats[0]),
+        train_positive=np.array(objective.counts[0]),
     )
 
 
@@ -221,7 +221,7 @@ def open_objective(config: Config) -> tuple[Any, Split]:
     if findings:
         stats = class_stats(training)
         objective = dataclasses.replace(objective, class_stats=stats)
-        for name, present, of in zip(findings, *stats, strict=True):
+        for name, present, of in zip(findings, *stats[:2], strict=True):
             if hosts.is_first() and not 0 < present < of:
                 print(f"note: {name} is present in {present:.0f} of the {of:.0f} training films"
                       " that know it")  # fmt: skip
@@ -233,11 +233,14 @@ def open_objective(config: Config) -> tuple[Any, Split]:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
 
-def class_stats(training: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Count the training films with each finding, and those of which it is known."""
+def class_stats(
+    training: Split,
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Count the films in which each finding is present, is certain, and is uncertain."""
     labels = training.subset.labels(training.films)
-    known, positive = np.isin(labels, (0.0, 1.0)).sum(axis=0), (labels == 1.0).sum(axis=0)
-    return tuple(float(n) for n in positive), tuple(float(n) for n in known)
+    masks = (labels == 1.0, np.isin(labels, (0.0, 1.0)), labels == -1.0)
+    positive, known, unsure = (tuple(mask.sum(axis=0).astype(float).tolist()) for mask in masks)
+    return positive, known, unsure
 
 
 def _check_place(config: Config, workdir: Path) -> None:
