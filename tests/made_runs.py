@@ -9,7 +9,7 @@ import numpy as np
 
 from xmae_jax import checkpoint
 from xmae_jax import config as config_lib
-from xmae_jax.data.manifest import film_format
+from xmae_jax.data.manifest import data_set, film_format
 from xmae_jax.data.records import Records
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import split
@@ -57,7 +57,8 @@ def make_run(workdir: Path, config: str, *, data: Path | None = None, step: int 
     ]
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(config_lib.to_json(made))
-    run = Run(workdir, "0123456789abcdef", listed)
+    trained_on = [data_set(path, split=made.data.split) for path in made.data.paths]
+    run = Run(workdir, "0123456789abcdef", listed, trained_on=trained_on)
     run.write()
     saved = checkpoint.Checkpoints(workdir, run=run, config=run.digest(""), keep=1)
     saved.save(step, state)

@@ -66,10 +66,27 @@ def test_a_head_goes_on_for_the_same_findings_alone(tmp_path, mesh):
         return loaded.keys()
 
     assert parts(old) == {"encoder", "head"}
+    # A run's config has names as they were given.
+    named = {**told, "findings": [name.upper() for name in old.findings]}
+    (tmp_path / "config.json").write_text(json.dumps({"objective": named}))
+    assert parts(old) == {"encoder", "head"}
     other = dataclasses.replace(old, findings=("Nodule", "Edema", "Mass"))
     assert parts(other) == {"encoder"}
     for members in (None, 2):
         assert parts(Probe(old, "films", members)) == {"encoder"}
+
+
+def test_settings_that_shapes_do_not_show_are_another_runs_too(tmp_path, mesh):
+    old = small_mae()
+    _, _, init = placed(old, mesh)
+    save(checkpoints(tmp_path), 5, init(rng.key(3, "init")))
+    told = {"encoder": dataclasses.asdict(old.encoder)}
+    (tmp_path / "config.json").write_text(json.dumps({"objective": told}))
+    init_from.load(str(tmp_path), **wanted(small(encoder=old.encoder, image_size=32), mesh))
+    encoder = dataclasses.replace(old.encoder, base_grid=14, norm_eps=1e-12)
+    with pytest.raises(ValueError, match="encoder.base_grid is 14 here") as error:
+        init_from.load(str(tmp_path), **wanted(small(encoder=encoder, image_size=32), mesh))
+    assert "config.objective.encoder.norm_eps is 1e-12 here and 1e-06 there" in str(error.value)
 
 
 def test_a_weights_file_lies_as_the_mesh_says(tmp_path, mesh):

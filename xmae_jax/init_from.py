@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from xmae_jax import checkpoint
+from xmae_jax.data.findings import place_of
 from xmae_jax.digest import flatten, nested
 from xmae_jax.models import convert
 from xmae_jax.models.vit import EncoderConfig
@@ -35,8 +36,11 @@ def load(
     these parts, lines to print). Raises ValueError with the list of what does not fit.
     """
     objective = getattr(objective, "objective", objective)  # inside one that fails on demand
+    encoder = getattr(objective, "encoder", None)
     if checkpoint.step_directories(path):
-        other = "head" in params and not _same_head(path, objective)
+        there = _of_run(path)
+        _compare_settings(path, there, encoder)
+        other = "head" in params and not _same_head(there, objective)
         parts = [name for name in params if name != "head" or not other]
         loaded, told = checkpoint.load_params(
             path,
@@ -45,7 +49,6 @@ def load(
         )
         told += "; head starts anew" * other
         return loaded, [f"parameters from {path}: {told}"]
-    encoder = getattr(objective, "encoder", None)
     if not isinstance(encoder, EncoderConfig):
         raise ValueError(f"{path} is an encoder, and this objective has none")
     foreign = convert.read_foreign(Path(path))
@@ -57,6 +60,7 @@ def load(
         {name: tuple(leaf.shape) for name, leaf in wanted.items()},
         encoder=encoder,
         decoder_heads=None if decoder is None else decoder.heads,
+        norm_pix_loss=getattr(objective, "norm_pix_loss", None),
     )
     where = flatten(shardings)
 
@@ -69,14 +73,36 @@ def load(
     return loaded, lines + foreign.notes + reshaped
 
 
-def _same_head(run: str, objective: Any) -> bool:
+def _of_run(run: str) -> dict[str, Any]:
+    """Read the objective's settings of another run; empty if they are not there."""
+    try:
+        found = json.loads((Path(run) / "config.json").read_text())["objective"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _compare_settings(run: str, there: dict[str, Any], encoder: Any) -> None:
+    """Raise ValueError with the settings that shapes do not show, and that are not the run's."""
+    theirs = there.get("encoder")
+    if not isinstance(encoder, EncoderConfig) or not isinstance(theirs, dict):
+        return
+    known = {key: theirs.get(key) for key in dataclasses.asdict(encoder)}
+    # What shapes show is told with the shapes.
+    hidden = ("base_grid", "norm_eps", "resample", "positions", "layer_scale", "patch_size")
+    known |= dict.fromkeys(known.keys() - {*hidden})
+    known["layer_scale"] = known["layer_scale"] is not None
+    if wrong := convert.other_settings(known, encoder):
+        raise ValueError(f"{run} does not fit:\n  " + "\n  ".join(wrong))
+
+
+def _same_head(there: dict[str, Any], objective: Any) -> bool:
     """Say whether a run has the head of an objective, for the same findings in the same order."""
     if not hasattr(objective, "findings"):  # many heads side by side
         return False
     try:
-        there = json.loads((Path(run) / "config.json").read_text())["objective"]
-        pair = there["head"], there["findings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        findings = [place_of(name) for name in there["findings"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
         return False
-    here = json.loads(json.dumps([dataclasses.asdict(objective.head), objective.findings]))
-    return [*pair] == here
+    head = json.loads(json.dumps(dataclasses.asdict(objective.head)))
+    return (there.get("head"), findings) == (head, [place_of(n) for n in objective.findings])

@@ -31,6 +31,9 @@ class Run:
     """Roll-backs: (first step, batches passed over from there on)."""
     configs: tuple[str, ...] = ()
     """Digests of the configs and data that the run has had; its checkpoints have one of them."""
+    trained_on: list[dict[str, Any]] | None = None
+    """Every data set that the run has had, with its licences: added to, never taken from.
+    (`manifest.data_set`.) None if it was begun by a version that did not write it."""
 
     def digest(self, config: str) -> str:
         """Return the digest of a config (as JSON) and the data, to which checkpoints belong."""
@@ -55,7 +58,8 @@ def new_id() -> str:
 def run_of(workdir: Path, tree: dict[str, Any]) -> Run:
     """Undo `Run.tree`."""
     offsets = tuple((first, offset) for first, offset in tree["offsets"])
-    return Run(workdir, tree["id"], tree["sources"], offsets, tuple(tree["configs"]))
+    configs, trained_on = tuple(tree["configs"]), tree.get("trained_on")
+    return Run(workdir, tree["id"], tree["sources"], offsets, configs, trained_on)
 
 
 def read_run(workdir: Path) -> Run | None:

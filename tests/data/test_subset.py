@@ -129,7 +129,8 @@ def test_rows_of_all_sources():
     assert rows("test", leave_out_source="c") == [[], [*range(8)]]
     assert rows("test", leave_out_source="a") == [[1, 2, 3, 5, 6, 7], []]
     with pytest.raises(
-        ValueError, match="leave_out_source: 'd' is none of them; sources of the train films: a, b, c"
+        ValueError,
+        match="leave_out_source: 'd' is none of them; sources of the train films: a, b, c",
     ):
         rows(leave_out_source="d")
     with pytest.raises(ValueError, match="shots: no training film"):

@@ -318,6 +318,52 @@ def test_a_training_checkpoint_with_its_arguments_is_read(tmp_path):
     np.testing.assert_array_equal(params["encoder/norm/scale"], arrays["norm.weight"])
 
 
+@pytest.mark.parametrize("said", [True, False, None])
+def test_colours_of_a_decoder_are_made_grey_as_its_training_was(tmp_path, said):
+    torch = pytest.importorskip("torch")
+    draw, arrays = np.random.default_rng(0), state_dict(channels=3)
+    shapes = {"decoder_embed.weight": (8, 16), "decoder_embed.bias": (8,), "mask_token": (1, 1, 8)}
+    shapes |= {"decoder_norm.weight": (8,), "decoder_norm.bias": (8,)}
+    shapes |= {"decoder_pred.weight": (48, 8), "decoder_pred.bias": (48,)}
+    of_block = {"norm1": (8,), "attn.qkv": (24, 8), "attn.proj": (8, 8), "norm2": (8,)}
+    for name, shape in (of_block | {"mlp.fc1": (32, 8), "mlp.fc2": (8, 32)}).items():
+        shapes |= {f"decoder_blocks.0.{name}.weight": shape}
+        shapes |= {f"decoder_blocks.0.{name}.bias": shape[:1]}
+    arrays |= {n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    arrays["decoder_pos_embed"] = np.zeros((1, 10, 8), np.float32)
+    arrays["decoder_pos_embed"][0, 1:] = sincos_2d((3, 3), 8, base_grid=3)
+    args = argparse.Namespace(**({} if said is None else {"norm_pix_loss": said}))
+    model = {n: torch.tensor(x) for n, x in arrays.items()}
+    torch.save({"model": model, "args": args}, tmp_path / "x.pth")
+    foreign = read_foreign(tmp_path / "x.pth")
+    assert foreign.norm_pix_loss == said
+    if said is None:
+        assert foreign.parts == {"encoder"}
+        assert any("decoder left out" in note for note in foreign.notes)
+        return
+    mean = arrays["decoder_pred.bias"].reshape(16, 3).mean(-1)
+    same = np.allclose(foreign.params["decoder/pixels/bias"], mean, atol=1e-6)
+    assert same == said
+    wanted = {name: x.shape for name, x in foreign.params.items() if name[:7] == "decoder"}
+    with pytest.raises(ValueError, match=f"norm_pix_loss is {not said} here and {said} there"):
+        encoder = small_encoder(patch_size=4, base_grid=3)
+        fit(foreign, wanted, encoder=encoder, decoder_heads=2, norm_pix_loss=not said)
+
+
+def test_a_view_that_repeats_its_numbers_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"model": {"cls_token": torch.zeros(1).expand(10**13)}}, tmp_path / "x.pth")
+    assert (tmp_path / "x.pth").stat().st_size < 10_000
+    with pytest.raises(ValueError, match="cls_token claims more numbers than the file holds"):
+        read_weights(tmp_path / "x.pth")
+
+
+def test_the_fixed_table_is_known_in_half_precision(tmp_path):
+    halves = {n: x.astype(np.float16) for n, x in state_dict(width=32, grid=4).items()}
+    save_file(halves, tmp_path / "x.safetensors")
+    assert read_foreign(tmp_path / "x.safetensors").encoder["positions"] == "sincos"
+
+
 def test_the_names_of_dinov2s_own_code_are_read(tmp_path):
     draw = np.random.default_rng(6)
     more = {"register_tokens": (1, 3, 16), "mask_token": (1, 16)}

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import safetensors
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tests.made_runs import make_run
 from xmae_jax import config as config_lib
@@ -16,6 +16,8 @@ from xmae_jax.config import ConfigError, ExportConfig
 from xmae_jax.data.manifest import load_manifest, write_manifest
 from xmae_jax.exports import provenance
 from xmae_jax.exports.terms import term_of
+from xmae_jax.models import convert
+from xmae_jax.rundir import read_run
 from xmae_jax.tasks import export, train
 from xmae_jax.tasks.model import load_run
 
@@ -84,6 +86,15 @@ def test_names_of_heads(classifier, shards, tmp_path):
     params = load_run(classifier[0]).params
     assert np.array_equal(found["head.weight"], params["head"]["out"]["kernel"].T)
     assert np.array_equal(found["head.bias"], params["head"]["out"]["bias"])
+    # timm reads CLS by these names, so what reads something else does not take them.
+    for i, head in enumerate((dict(pool="mean", layers=1), dict(pool="cls", layers=2))):
+        head = dict(objective__head=dict(kind="linear", **head))
+        config = make_run(tmp_path / str(i), "finetune_full", data=shards, **head)
+        folder = exported(tmp_path / str(i), config, "safetensors", name="a")
+        found = load_file(folder / "a.safetensors")
+        assert {n for n in found if n.startswith("head")} == {"head.out.kernel", "head.out.bias"}
+        card = (folder / "README.md").read_text()
+        assert "keep ours: head/out/bias, head/out/kernel" in card and "reads CLS" in card
     attentive = dict(kind="attentive", layers=2, width=16, heads=2)
     config = make_run(tmp_path / "run", "finetune_full", data=shards, objective__head=attentive)
     found = load_file(exported(tmp_path / "run", config, "safetensors", name="a") / "a.safetensors")
@@ -126,6 +137,48 @@ def test_hugging_face_folders(tmp_path, config, changes, name, beside, capsys):
         assert told["problem_type"] == "multi_label_classification"
 
 
+@pytest.mark.parametrize("format", ["safetensors", "hf"])
+def test_an_export_is_read_back(tmp_path, format):
+    """Base grid and epsilon are in no shape."""
+    changes = dict(objective__encoder__base_grid=2, objective__encoder__norm_eps=1e-5)
+    config = make_run(tmp_path / "run", "quickstart", **changes)
+    folder = exported(tmp_path / "run", config, format)
+    loaded = load_run(tmp_path / "run")
+    path = folder if format == "hf" else next(folder.glob("*.safetensors"))
+    foreign = convert.read_foreign(path)
+    o = loaded.objective
+    there = dataclasses.asdict(o.encoder) | {"layer_scale": False, "resample": "cubic"}
+    assert foreign.encoder == there and not foreign.faults.get("decoder")
+    want = export.parameters(loaded)
+    shapes = {name: x.shape for name, x in want.items()}
+    rest = dict(decoder_heads=o.decoder.heads, norm_pix_loss=o.norm_pix_loss)
+    params, _ = convert.fit(foreign, shapes, encoder=o.encoder, **rest)
+    for name, array in want.items():
+        np.testing.assert_allclose(params[name], array, atol=1e-6)
+    # Without what we wrote beside it, a file of Hugging Face's names does not say its epsilon.
+    arrays = load_file(folder / "model.safetensors") if format == "hf" else {}
+    if arrays:
+        (tmp_path / "bare").mkdir()
+        save_file(arrays, tmp_path / "bare/model.safetensors")
+        bare = convert.read_foreign(tmp_path / "bare")
+        assert bare.encoder["norm_eps"] is None and bare.encoder["heads"] is None
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_films_are_not_squashed_that_were_padded(mae, shards, tmp_path, fit):
+    """Hugging Face's image processor cannot pad."""
+    config = make_run(tmp_path / "run", "quickstart", data=shards)
+    run = read_run(tmp_path / "run")
+    assert run is not None and run.sources[0]["film"]["fit"] == "pad"
+    film = {**run.sources[0]["film"], "fit": fit}
+    dataclasses.replace(run, sources=[{**run.sources[0], "film": film}]).write()
+    folder = exported(tmp_path / "run", config, "hf")
+    told = json.loads((folder / "preprocessor_config.json").read_text())
+    assert told["do_resize"] == (fit == "squash")
+    card = (folder / "README.md").read_text()
+    assert ("centred on black before it is resized" in card) == (fit == "pad")
+
+
 def test_the_released_stem_has_no_class_there(tmp_path):
     stem = dict(objective__encoder__patch_size=64, objective__encoder__stem="conv", image_size=256)
     config = make_run(tmp_path / "run", "finetune_full", **stem)
@@ -143,7 +196,12 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
         entry |= dict(average_precision=None, average_precision_interval=None)
         entry["threshold"] = dict(probability=0.25, sensitivity=0.5, sensitivity_interval=[0, 1])
         metrics = dict(split="test", films=43, patients=41, findings={"Nodule": entry}, macro={})
-        metrics["about"] = dict(own_data=False, data=["/somewhere/others"], refitted_on=None)
+        metrics["about"] = dict(
+            own_data=False,
+            data=["/secret/others"],
+            leaks={"same_pixels": 3},
+            refitted_on=None,
+        )
         where = workdir / f"eval/classification_test/step_{step}"
         where.mkdir(parents=True, exist_ok=True)
         (where / "metrics.json").write_text(json.dumps(metrics))
@@ -154,7 +212,9 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     assert (
         "| Nodule | 3 | 40 | 0.750 (0.625 to 0.875) | undefined | 0.2500 | 0.500 (0.000 to" in text
     )
-    assert "0.100" not in text and "of other data than the run's: others." in text
+    assert "0.100" not in text and "/secret" not in text
+    assert "of other data than the run's: others." in text
+    assert "In training too, allowed by the config: 3 x same pixels" in text
     assert "CC0-1.0: 40" in text and "train: 31" in text
     for origin in (provenance.origin_of_run(path, step=7) for path in (workdir, mae[0])):
         for digest in (origin.config_digest, origin.weights_digest, origin.data[0].digest):
@@ -234,6 +294,49 @@ def test_public_is_refused_where_the_data_are_gone(shards, tmp_path):
         exported(tmp_path / "run", config, "safetensors", public=True)
 
 
+def test_public_is_refused_for_data_that_were_there_before(shards, tmp_path):
+    """Replacing a data set, or its licences, does not make weights free."""
+    licence = "PhysioNet Credentialed Health Data License 1.5.0"
+    relicensed(shards, tmp_path / "set", licence)
+    config = make_run(tmp_path / "run", "quickstart", data=tmp_path / "set")
+    shutil.rmtree(tmp_path / "set")
+    shutil.copytree(shards, tmp_path / "set")
+    with pytest.raises(ConfigError, match=licence):
+        exported(tmp_path / "run", config, "safetensors", public=True)
+
+
+def test_public_is_refused_for_other_data_than_those_trained_on(shards, tmp_path):
+    data = shutil.copytree(shards, tmp_path / "set")
+    config = make_run(tmp_path / "run", "quickstart", data=data)
+    exported(tmp_path / "run", config, "safetensors", public=True)
+    manifest = load_manifest(data)
+    manifest.pop("format")
+    (file, *_) = [entry for entry in manifest["files"] if entry["split"] == "train"]
+    file["sha256"] = "0" * 64
+    write_manifest(data, manifest)
+    with pytest.raises(ConfigError, match="not what the run was trained on"):
+        exported(tmp_path / "run", config, "safetensors", public=True)
+
+
+def test_public_is_refused_for_a_run_that_did_not_write_its_data(shards, tmp_path):
+    config = make_run(tmp_path / "run", "quickstart", data=shards)
+    run = read_run(tmp_path / "run")
+    assert run is not None
+    dataclasses.replace(run, trained_on=None).write()
+    with pytest.raises(ConfigError, match="run.json, of an older version or missing"):
+        exported(tmp_path / "run", config, "safetensors", public=True)
+
+
+def test_a_run_on_a_part_of_the_films_is_no_other_data(shards, tmp_path):
+    """`sources` has the digest of the rows that were drawn, `trained_on` that of the records."""
+    config = make_run(tmp_path / "run", "finetune_full", data=shards, data__label_fraction=0.5)
+    run = read_run(tmp_path / "run")
+    assert run is not None
+    digest = train.open_objective(config)[1].digests[0]
+    dataclasses.replace(run, sources=[{**run.sources[0], "digest": digest}]).write()
+    exported(tmp_path / "run", config, "safetensors", public=True)
+
+
 def test_a_circle_of_runs_ends(shards, tmp_path):
     make_run(tmp_path / "run", "quickstart", data=shards, init_from=str(tmp_path / "run"))
     assert len(provenance.origin_of_run(tmp_path / "run", step=7).chain()) == 1
@@ -246,6 +349,11 @@ def test_a_circle_of_runs_ends(shards, tmp_path):
         ("CC-BY-4.0", True),
         ("NLM-public-use (cite Jaeger 2014)", True),
         ("NIH-no-restrictions (CC0-like, attribution requested)", True),
+        ("CC BY 4.0 (non-commercial use only)", False),
+        ("CC BY 4.0 (NC)", False),
+        ("CC0-1.0 (research only, no redistribution)", False),
+        ("NLM-public-use (not for models)", False),
+        ("CC BY 4.0 \u975e\u5546\u7528", False),  # "non-commercial"
         ("CC BY-SA", False),
         ("Creative Commons Attribution-NonCommercial", False),
         ("Stanford University Dataset Research Use Agreement", False),

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from xmae_jax.seal import seal, unseal
+from xmae_jax.seal import json_digest, seal, unseal
 
 FORMAT = 4  # of manifest.json and of the record; raised when an old reader would misread a new one
 MANIFEST = "manifest.json"
@@ -83,6 +83,22 @@ def film_format(directory: str | os.PathLike) -> dict[str, Any]:
     """Return how films became squares in a data set: `size`, and `fit` and `codec` if it tells."""
     manifest = load_manifest(directory)
     return {name: manifest[name] for name in ("size", "fit", "codec") if name in manifest}
+
+
+def data_set(directory: str | os.PathLike, *, split: str) -> dict[str, Any]:
+    """Return what a run that reads a split keeps of a data set: name, digests, licences.
+
+    digest: of the manifest; records: of the split's shards, as in `Records.digest`; splits,
+    licences, mask_licences: films of each.
+    """
+    manifest = load_manifest(directory)
+    counts = manifest.get("counts", {})
+    return dict(
+        name=manifest.get("name", Path(directory).name),
+        digest=file_digest(Path(directory) / MANIFEST),
+        records=json_digest([entry for entry in manifest["files"] if entry["split"] == split]),
+        **{key: dict(counts.get(key, {})) for key in ("splits", "licences", "mask_licences")},
+    )
 
 
 def compare(directory: Path, manifest: dict[str, Any]) -> dict[str, str]:

@@ -22,6 +22,8 @@ class Card:
     format: str
     findings: tuple[str, ...]
     image_size: int
+    fit: str
+    """How films became squares in the run's data: "pad" or "squash"."""
     model: list[tuple[str, str]]
     """What it is, as (what, value)."""
     use: str
@@ -67,6 +69,11 @@ def _about(card: Card) -> str:
     what = "findings on" if card.findings else "features of"
     private = "\n\n**Not for the public.** See Terms." if card.origin.refusals() else ""
     found = f"\n\nFindings, in the order of the logits: {', '.join(card.findings)}."
+    square = {
+        "pad": "A film that is not square is to be centred on black before it is resized; no image"
+        " processor does it.",
+        "squash": "A film that is not square is squashed.",
+    }[card.fit]
     return f"""# {card.name}
 
 A vision transformer for {what} chest radiographs, exported by xmae_jax.{private}
@@ -77,9 +84,10 @@ no diagnosis. It is meant for research: to be compared, taken apart and trained 
 {_table(("what", "value"), card.model)}{found if card.findings else ""}
 
 **Input.** One channel, {card.image_size} x {card.image_size} pixels, bone white on black; grey
-level g of 0 to 255 becomes g / 127.5 - 1. A film that is not square is centred on black. For films
-of another kind than those below (of children, other views or devices, photographs) there are no
-scores to go by.
+level g of 0 to 255 becomes g / 127.5 - 1. {square}
+
+For films of another kind than those below (of children, other views or devices, photographs) there
+are no scores to go by.
 
 {card.use}"""
 
@@ -87,7 +95,7 @@ scores to go by.
 def _data(card: Card) -> str:
     rows, credit = [], set()
     for one, data in _sets(card.origin):
-        films = _told(data, "splits", "films") + " (changed since the run began)" * data.changed
+        films = _told(data, "splits", "films") + " (not what the run was trained on)" * data.changed
         terms = _told(data, "licences", "films"), _told(data, "mask_licences", "masks")
         name = f"{_plain(one.name)}: {_plain(data.name)}"
         rows.append((name, films, *terms, _short(data.digest)))
@@ -132,8 +140,24 @@ def _scores(card: Card) -> str:
     for name, step, metrics in card.scores:
         other = "" if step == card.origin.step else " (of another step than these weights)"
         parts.append(f"### {name}, step {step:,}{other}")
+        parts += [told] if (told := _scored_on(metrics.get("about", {}))) else []
         parts.append(_findings(metrics) if "findings" in metrics else _numbers(metrics))
     return "\n\n".join(parts)
+
+
+def _scored_on(about: dict[str, Any]) -> str:
+    """Tell of the data that scores are of, and of what of them stands in training too."""
+    said = []
+    if "data" in about:
+        names = ", ".join(_plain(Path(path).name) for path in about["data"])
+        said.append(f"Of the data in {names}.")
+    leaks = about.get("leaks", {})
+    told = [f"{count:,} x {kind.replace('_', ' ')}" for kind, count in (leaks or {}).items()]
+    if told:
+        said.append(f"**In training too, allowed by the config: {', '.join(told)}.**")
+    if leaks is None:
+        said.append("What stands in training too was not looked for: its data were gone.")
+    return " ".join(said)
 
 
 def _findings(metrics: dict[str, Any]) -> str:

@@ -25,6 +25,8 @@ class Parts:
 
     encoder: EncoderConfig
     image_size: int
+    fit: str
+    """How films became squares in the run's data: "pad" or "squash"."""
     flat: Arrays
     """Path -> array of all parameters."""
     decoder: DecoderConfig | None = None
@@ -59,12 +61,14 @@ def write_folder(folder: Path, parts: Parts, about: dict[str, str]) -> tuple[str
         raise NoSuchClass(f"an encoder with {', '.join(homeless)}")
     weights.write(folder / "model.safetensors", arrays, about)
     _write(folder / "config.json", {"architectures": [name], **config, "dtype": "float32"})
-    _write(folder / "preprocessor_config.json", _preprocessor(parts.image_size))
+    _write(folder / "preprocessor_config.json", _preprocessor(parts))
     apart: dict[str, Arrays] = {}
     for key, array in left.items():
         apart.setdefault(key.partition("/")[0], {})[key] = array
     for part, of_part in apart.items():
-        named = weights.head(of_part) if part == "head" else weights.ours(of_part)
+        named = weights.ours(of_part)
+        if part == "head":
+            named = weights.head(of_part, linear_cls=parts.linear_cls)
         weights.write(folder / f"{part}.safetensors", named, about)
     return name, sorted(apart)
 
@@ -92,7 +96,7 @@ def _choose(parts: Parts) -> tuple[str, dict[str, Any], Arrays, Arrays]:
     arrays = _placed(arrays, "HF_VIT", parts)
     if parts.linear_cls:
         arrays = {f"vit.{key}": array for key, array in arrays.items()}
-        named = weights.head(left)
+        named = weights.head(left, linear_cls=True)
         arrays |= {"classifier.weight": named["head.weight"], "classifier.bias": named["head.bias"]}
         config |= {
             "id2label": {str(i): name for i, name in enumerate(parts.findings)},
@@ -150,14 +154,18 @@ def _common(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _preprocessor(size: int) -> dict[str, Any]:
-    """Say how a film becomes `pixel_values`: one channel, from -1 to 1."""
+def _preprocessor(parts: Parts) -> dict[str, Any]:
+    """Say how a film becomes `pixel_values`: one channel, from -1 to 1.
+
+    ViTImageProcessor cannot pad: where films are padded it resizes nothing, so that a film that was
+    not made square before is refused by the model and not squashed.
+    """
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": False,
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 2,  # bilinear
+        "do_resize": parts.fit == "squash",
+        "size": {"height": parts.image_size, "width": parts.image_size},
+        "resample": 1,  # Lanczos, as data_prep has it
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

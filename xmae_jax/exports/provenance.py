@@ -14,7 +14,7 @@ import pydantic
 import safetensors
 
 from xmae_jax.checkpoint import read_digest, step_directories
-from xmae_jax.data.manifest import MANIFEST, DataError, file_digest, load_manifest
+from xmae_jax.data.manifest import DataError, data_set, file_digest
 from xmae_jax.exports.terms import term_of
 from xmae_jax.rundir import read_run
 from xmae_jax.seal import json_digest
@@ -30,8 +30,10 @@ class DataSet:
     name: str
     digest: str | None
     """sha256 of its manifest; None if it is not there (any more)."""
+    records: str | None
+    """sha256 over the manifest's entries of the training split, as the run's record has it."""
     changed: bool
-    """Its training split is not what the run began with."""
+    """It lies where the run's data did, and the run was not trained on it."""
     splits: dict[str, int]
     """Films of each."""
     licences: dict[str, int]
@@ -44,7 +46,8 @@ class DataSet:
         if self.digest is None:
             return [f"data set {self.name!r}: not there, so its licences are not known"]
         kinds = (("films", self.licences), ("lung masks", self.mask_licences))
-        said = [
+        said = [f"data set {self.name!r}: not what the run was trained on"] * self.changed
+        said += [
             f"data set {self.name!r}: {count:,} {what} under"
             f" {licence or 'no licence that is known'}: {term_of(licence).why}"
             for what, licences in kinds
@@ -68,6 +71,8 @@ class Origin:
     """sha256 of its config.json."""
     weights_digest: str | None
     """sha256 over the digests of a checkpoint's leaves, or of a file of weights."""
+    recorded: bool
+    """Whether its record names every data set that it was trained on."""
     data: tuple[DataSet, ...]
     parent: Origin | None
     """What `init_from` named, as it is now."""
@@ -77,6 +82,12 @@ class Origin:
         said = [line for data in self.data for line in data.refusals()]
         if not self.data:
             said = [f"{self.kind} {self.name!r}: the data that it was trained on are not known"]
+        elif not self.recorded:
+            said.insert(
+                0,
+                f"{self.kind} {self.name!r}: its run.json, of an older version or missing, does not"
+                " name all the data and licences that it was trained on",
+            )
         if self.parent is not None:
             said += [f"{line} (by init_from)" for line in self.parent.refusals()]
         return said
@@ -94,10 +105,7 @@ def origin_of_run(workdir: Path, *, step: int, before: tuple[Path, ...] = ()) ->
     path = workdir / "config.json"
     config = _read(path)
     run = read_run(workdir)
-    begun = [source["digest"] for source in run.sources] if run else []
-    paths = config.get("data", {}).get("path") or ()
-    paths = (paths,) if isinstance(paths, str) else tuple(paths)
-    begun += [None] * (len(paths) - len(begun))
+    recorded = run.trained_on if run else None
     digest = read_digest(workdir / "checkpoints" / str(step), None)
     parent, start = None, config.get("init_from")
     if start is not None and Path(start).absolute() not in (*before, workdir):
@@ -108,7 +116,8 @@ def origin_of_run(workdir: Path, *, step: int, before: tuple[Path, ...] = ()) ->
         step=step,
         config_digest=file_digest(path) if path.is_file() else None,
         weights_digest=json_digest(digest["leaves"]),
-        data=tuple(_data_set(Path(p), was) for p, was in zip(paths, begun, strict=False)),
+        recorded=recorded is not None,
+        data=tuple(_data_sets(config, recorded or [])),
         parent=parent,
     )
 
@@ -137,28 +146,24 @@ def origin_of_file(path: Path) -> Origin:
 
 
 def _nothing(name: str, digest: str | None) -> Origin:
-    return Origin(name, "file", None, None, digest, (), None)
+    return Origin(name, "file", None, None, digest, False, (), None)
 
 
-def _data_set(path: Path, begun: str | None) -> DataSet:
-    try:
-        manifest = load_manifest(path)
-    except DataError:
-        return DataSet(path.name, None, False, {}, {}, {})
-    counts = manifest.get("counts", {})
-    splits = counts.get("splits", {})
-    now = {
-        json_digest([entry for entry in manifest["files"] if entry["split"] == split])
-        for split in splits
-    }
-    return DataSet(
-        name=manifest.get("name", path.name),
-        digest=file_digest(path / MANIFEST),
-        changed=begun is not None and begun not in now,
-        splits=dict(splits),
-        licences=dict(counts.get("licences", {})),
-        mask_licences=dict(counts.get("mask_licences", {})),
-    )
+def _data_sets(config: dict[str, Any], recorded: list[dict[str, Any]]) -> list[DataSet]:
+    """List the data sets that a run has had, and those that are at its paths now, each once."""
+    found = [DataSet(**one, changed=False) for one in recorded]
+    had = {one["records"] for one in recorded}
+    data = config.get("data", {})
+    paths = data.get("path") or ()
+    for path in (paths,) if isinstance(paths, str) else paths:
+        try:
+            now = data_set(path, split=data.get("split"))
+        except DataError:
+            now = DataSet(Path(path).name, None, None, False, {}, {}, {})
+        else:
+            now = DataSet(**now, changed=now["records"] not in had)
+        found += [now] * (now not in found)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -26,7 +26,11 @@ TERMS = {
     "CC BY 3.0": Term(True, _CREDIT),
     "CC BY 4.0": Term(True, _CREDIT),
     "NIH no restrictions": Term(True, "allows any use; the NIH asks for credit"),
+    "NIH no restrictions (CC0-like, attribution requested)": Term(
+        True, "allows any use; the NIH asks for credit"
+    ),
     "NLM public use": Term(True, "allows any use; the NLM asks for a citation"),
+    "NLM public use (cite Jaeger 2014)": Term(True, "allows any use; the NLM asks for a citation"),
     "PhysioNet Credentialed Health Data License 1.5.0": Term(
         False, "credentialed data: what comes of them goes to people with credentials only"
     ),
@@ -36,7 +40,7 @@ TERMS = {
     "RSNA Pneumonia Detection Challenge terms of use": Term(False, "non-commercial use only"),
     "PadChest Dataset Research Use Agreement": Term(False, "non-commercial research only"),
 }
-"""By name, as adapters and tables write it but for hyphens and what stands in parentheses."""
+"""By name, as adapters and tables write it but for case and hyphens."""
 _PARTS = {
     "nc": "non-commercial use only",
     "noncommercial": "non-commercial use only",
@@ -58,9 +62,8 @@ def term_of(licence: str) -> Term:
 
 
 def _plain(licence: str) -> str:
-    """Write a name in one way only."""
-    without = re.sub(r"\([^()]*\)", " ", licence.casefold()).replace("non-commercial", "nc")
-    return " ".join(re.sub(r"[^a-z0-9.]+", " ", without).split())
+    """Write a name in one way only; every word counts, in parentheses and other scripts too."""
+    return re.sub(r"[\s-]+", " ", licence.casefold().replace("non-commercial", "nc")).strip()
 
 
 _BY_NAME = {_plain(name): term for name, term in TERMS.items()}

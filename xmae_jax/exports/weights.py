@@ -64,18 +64,19 @@ def with_positions(
     }
 
 
-def head(flat: Arrays) -> Arrays:
-    """Name a head's parameters: `head.weight` and `head.bias` of a linear one, as timm does.
+def head(flat: Arrays, *, linear_cls: bool) -> Arrays:
+    """Name a head's parameters: `head.weight` and `head.bias` as timm does, which reads CLS.
 
-    Those of other heads have no name elsewhere, and keep ours, with dots.
+    linear_cls: it is one linear map of the last block's CLS. Others have no name elsewhere, and
+    keep ours, with dots: a reader of timm's would take what they read for CLS.
     """
     of_head = {name: array for name, array in flat.items() if name.startswith("head/")}
-    if of_head.keys() == {"head/out/kernel", "head/out/bias"}:
-        return {
-            "head.weight": np.ascontiguousarray(of_head["head/out/kernel"].T),
-            "head.bias": of_head["head/out/bias"],
-        }
-    return ours(of_head)
+    if not linear_cls:
+        return ours(of_head)
+    return {
+        "head.weight": np.ascontiguousarray(of_head["head/out/kernel"].T),
+        "head.bias": of_head["head/out/bias"],
+    }
 
 
 def ours(flat: Arrays) -> Arrays:

@@ -16,9 +16,10 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 from jaxtyping import Float
 
 from xmae_jax.models.names import POSITIONS, TABLES, Name, from_torch
@@ -26,6 +27,8 @@ from xmae_jax.models.position import resample, sincos_2d
 from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.models.weight_files import WeightFile, read_weights
 
+KEY = "xmae_jax_model"
+"""Of our own safetensors files' metadata: `Told`, as JSON."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PREFIX = re.compile(r"^(module\.|backbone\.|_orig_mod\.|dinov2\.|dinov2_with_registers\.)+")
 _RENAMED = (
@@ -39,6 +42,16 @@ _LEFT_OUT = re.compile(r"(head|classifier|pooler|decoder_image)\..*|(embeddings\
 
 
 @dataclasses.dataclass(frozen=True)
+class Told:
+    """What a file of ours tells of a model that its names and shapes do not."""
+
+    encoder: EncoderConfig
+    decoder_heads: int | None
+    norm_pix_loss: bool | None
+    """None without a decoder."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Foreign:
     """A file's parameters under our names."""
 
@@ -48,8 +61,11 @@ class Foreign:
     params: dict[str, np.ndarray]
     """float32; a stack's have the leading axis l, and heads are not split yet."""
     encoder: dict[str, Any]
-    """Settings of `EncoderConfig` as far as the file tells; `layer_scale` is whether there is."""
+    """Settings of `EncoderConfig`, None where the file does not tell; `layer_scale` is whether
+    there is."""
     decoder_heads: int | None
+    norm_pix_loss: bool | None
+    """Whether the decoder's patches are normalised; None if the file does not tell."""
     faults: dict[str, list[str]]
     """Why a part, "encoder" or "decoder", cannot be used."""
     notes: list[str]
@@ -78,24 +94,72 @@ def read_foreign(path: Path) -> Foreign:
     if missing or extra:
         listed = [f"missing {n}" for n in missing] + [f"extra {n}" for n in extra]
         raise ValueError(f"{file.path} is no {table} that is known: {'; '.join(listed)}")
-    settings = _settings(file, arrays, params, table)
-    faults = {}
-    if "decoder/mask_token" in params:
-        faults["decoder"] = _decoder_faults(arrays, table, settings["base_grid"])
+    told = _told(file)
+    fixed = _Fixed(told, {_plain(name): spacing for name, spacing in file.halves.items()})
+    settings = _settings(file, arrays, params, table, fixed)
     pixels = "patch_embed.conv1" if conv else _first_layer(table)
-    norm_pix_loss = bool(file.config.get("norm_pix_loss", False))
+    norm_pix_loss = told.norm_pix_loss if told else _norm_pix_loss(file)
     channels = arrays[f"{pixels}.weight"].shape[1]
-    notes = [_to_grey(file, params, channels=channels, norm_pix_loss=norm_pix_loss)]
+    faults, dropped = {}, []
+    if "decoder/mask_token" in params and norm_pix_loss is None and channels > 1:
+        params = {name: x for name, x in params.items() if not name.startswith("decoder/")}
+        dropped = ["decoder left out: the file does not say whether norm_pix_loss was on, so its"
+                   " colours cannot be made grey"]  # fmt: skip
+    elif "decoder/mask_token" in params:
+        side = math.isqrt(len(params["encoder/positions"]))
+        faults["decoder"] = _decoder_faults(arrays, table, side, fixed)
+    notes = [_to_grey(file, params, channels=channels, norm_pix_loss=bool(norm_pix_loss))]
+    notes += dropped
     notes += [f"left out: {', '.join(out)}"] * bool(out)
     return Foreign(
         path=file.path,
         table=table,
         params={name: np.ascontiguousarray(x, np.float32) for name, x in params.items()},
         encoder=settings,
-        decoder_heads=file.config.get("decoder_num_attention_heads"),
+        decoder_heads=told.decoder_heads
+        if told
+        else file.config.get("decoder_num_attention_heads"),
+        norm_pix_loss=norm_pix_loss,
         faults=faults,
         notes=notes,
     )
+
+
+class _Fixed(NamedTuple):
+    """What a file's fixed tables of positions are compared by."""
+
+    told: Told | None
+    spacing: Mapping[str, float]
+    """Of the numbers that a table was stored as, by its key."""
+
+    def unit(self, grid: int) -> int:
+        """Return the side of the grid in whose unit positions are counted."""
+        return self.told.encoder.base_grid if self.told else grid
+
+    def is_table(self, key: str, positions: Float[np.ndarray, "n d"], grid: int) -> bool:
+        """Say whether positions are the fixed table of He et al., as far as they were stored."""
+        width = positions.shape[1]
+        if width % 4 or len(positions) != grid**2:
+            return False
+        want = sincos_2d((grid, grid), width, base_grid=self.unit(grid))
+        return np.allclose(positions, want, atol=max(1e-5, self.spacing.get(key, 0.0)))
+
+
+def _told(file: WeightFile) -> Told | None:
+    """Read what a file of ours tells; None of others'."""
+    if KEY not in file.metadata:
+        return None
+    try:
+        return pydantic.TypeAdapter(Told).validate_json(file.metadata[KEY], strict=True)
+    except ValueError:
+        raise ValueError(f"{file.path}: its metadata {KEY} are not what we write") from None
+
+
+def _norm_pix_loss(file: WeightFile) -> bool | None:
+    """Say whether a decoder was trained on normalised patches; None if nothing tells."""
+    usual = False if file.config.get("model_type") == "vit_mae" else None
+    found = file.config.get("norm_pix_loss", file.arguments.get("norm_pix_loss", usual))
+    return found if isinstance(found, bool) else None
 
 
 def _plain(name: str) -> str:
@@ -160,7 +224,11 @@ def _stacked(
 
 
 def _settings(
-    file: WeightFile, arrays: Mapping[str, np.ndarray], params: dict[str, np.ndarray], table: str
+    file: WeightFile,
+    arrays: Mapping[str, np.ndarray],
+    params: dict[str, np.ndarray],
+    table: str,
+    fixed: _Fixed,
 ) -> dict[str, Any]:
     """Read the encoder's settings off names and shapes, and take its positions into `params`."""
     conv = "encoder/patch_embed/conv1/kernel" in params
@@ -177,35 +245,32 @@ def _settings(
         raise ValueError(f"{file.path}: {positions} is {table_shape}, and the width is {width}")
     grid = _take_positions(file, arrays[positions], params)
     registers = params.get("encoder/registers", np.zeros((1, 0, 1))).shape[1]
+    sincos = fixed.is_table(positions, params["encoder/positions"], grid)
     antialiased = table == "TIMM" or (table == "HF_DINOV2" and registers > 0)
-    return dict(
+    found = dict(
         width=width,
         depth=len(params["encoder/blocks/norm1/scale"]),
         heads=file.config.get("num_attention_heads"),
         patch_size=math.prod(arrays[f"{name}.weight"].shape[-1] for name in stem),
         stem="conv" if conv else "linear",
-        base_grid=grid,
-        positions="sincos" if _is_sincos(params["encoder/positions"], grid) else "learned",
+        base_grid=fixed.unit(grid) if sincos else grid,
+        positions="sincos" if sincos else "learned",
         resample="antialiased" if antialiased else "cubic",
         registers=registers,
         layer_scale="encoder/blocks/gamma1" in params,
         mlp="swiglu" if "encoder/blocks/mlp/gate_up/kernel" in params else "gelu",
-        norm_eps=file.config.get("layer_norm_eps", 1e-6),
+        norm_eps=file.config.get("layer_norm_eps", 1e-6 if table in ("TIMM", "MAE") else None),
     )
+    if fixed.told:
+        ours = fixed.told.encoder
+        found |= dict(heads=ours.heads, resample=ours.resample, norm_eps=ours.norm_eps)
+    return found
 
 
 def _first_layer(table: str) -> str:
     """Return the key, less its ending, of the layer that reads pixels."""
     (name,) = [n for n in TABLES[table] if n.ours == "encoder/patch_embed/kernel"]
     return _plain(name.theirs[0]).removesuffix(".weight")
-
-
-def _is_sincos(positions: Float[np.ndarray, "n d"], grid: int) -> bool:
-    """Say whether positions are the fixed table of He et al."""
-    width = positions.shape[1]
-    if width % 4 or len(positions) != grid**2:
-        return False
-    return np.allclose(positions, sincos_2d((grid, grid), width, base_grid=grid), atol=1e-5)
 
 
 def _take_positions(
@@ -227,13 +292,15 @@ def _take_positions(
     return math.isqrt(len(rows) - fitting[0])
 
 
-def _decoder_faults(arrays: Mapping[str, np.ndarray], table: str, grid: int) -> list[str]:
+def _decoder_faults(
+    arrays: Mapping[str, np.ndarray], table: str, grid: int, fixed: _Fixed
+) -> list[str]:
     """Say what keeps the file's decoder from being ours, whose positions are fixed."""
     key = _plain(POSITIONS[table].get("decoder", ""))
     if key not in arrays or arrays[key].ndim != 3:
         return [f"missing {key}, [1 1+n d]"]
     rows = arrays[key][0]
-    if rows[0].any() or not _is_sincos(rows[1:], grid):
+    if rows[0].any() or not fixed.is_table(key, rows[1:], grid):
         return [f"{key} is not the fixed table of He et al. (arXiv 2111.06377), column first"]
     return []
 
@@ -295,18 +362,22 @@ def fit(
     *,
     encoder: EncoderConfig,
     decoder_heads: int | None,
+    norm_pix_loss: bool | None = None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Bring a file's parameters to the shapes in `wanted`, path by path; tell what was reshaped.
 
-    encoder: this run's; decoder_heads: likewise, None without a decoder. Learned positions of
-    another grid are resampled. ValueError lists every setting and parameter that does not fit.
+    encoder: this run's; decoder_heads, norm_pix_loss: likewise, None without a decoder. Learned
+    positions of another grid are resampled. ValueError lists all that does not fit.
     """
     parts = {name.partition("/")[0] for name in wanted}
     wrong = [told for part in sorted(parts) for told in foreign.faults.get(part, [])]
-    wrong += _other_settings(foreign, encoder)
+    wrong += other_settings(foreign.encoder, encoder)
     heads = foreign.decoder_heads
     if "decoder" in parts and heads not in (None, decoder_heads):
         wrong.append(f"config.objective.decoder.heads is {decoder_heads} here and {heads} there")
+    pair = (foreign.norm_pix_loss, norm_pix_loss)
+    if "decoder" in parts and None not in pair and pair[0] != pair[1]:
+        wrong.append(f"config.objective.norm_pix_loss is {pair[1]} here and {pair[0]} there")
     given = {n: x for n, x in foreign.params.items() if n.partition("/")[0] in parts}
     told = []
     positions = given.pop("encoder/positions", None)
@@ -331,16 +402,19 @@ def fit(
     return fitted, told
 
 
-def _other_settings(foreign: Foreign, encoder: EncoderConfig) -> list[str]:
-    """List the encoder's settings that are not the file's, where that changes what it computes."""
-    here, there = dataclasses.asdict(encoder), dict(foreign.encoder)
+def other_settings(theirs: Mapping[str, Any], encoder: EncoderConfig) -> list[str]:
+    """List the encoder's settings that are not others', where that changes what it computes.
+
+    theirs: as in `Foreign.encoder`.
+    """
+    here, there = dataclasses.asdict(encoder), dict(theirs)
     wrong = []
     if (here["layer_scale"] is not None) != there.pop("layer_scale"):
         which = "a number, such as 1.0" if here["layer_scale"] is None else "None"
         wrong = [f"config.objective.encoder.layer_scale is to be {which}"]
     if encoder.positions == "learned":  # of any grid, and a table can hold the fixed one too
         del there["base_grid"], there["positions"]
-    if "sincos" in (encoder.positions, foreign.encoder["positions"]):
+    if "sincos" in (encoder.positions, theirs["positions"]):
         del there["resample"]
     return wrong + [
         f"config.objective.encoder.{name} is {here[name]!r} here and {value!r} there"

@@ -16,6 +16,7 @@ import safetensors
 
 SAFE, PICKLED = (".safetensors",), (".pth", ".pt", ".bin")
 _IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+_SPACING = {"F16": 2.0**-10, "BF16": 2.0**-7}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TORCH = (2, 10)
 """The first version whose weights-only reader is safe, as far as is known."""
@@ -33,6 +34,21 @@ class WeightFile(NamedTuple):
     """`config.json` of a Hugging Face or timm folder."""
     preprocessor: dict[str, Any]
     """`preprocessor_config.json`."""
+    metadata: dict[str, str]
+    """Of a safetensors file."""
+    arguments: dict[str, Any]
+    """`args` of a training script, of a pickled file."""
+    halves: dict[str, float]
+    """Spacing at 1 of the numbers that arrays of less than 32 bits were stored as."""
+
+
+class _Read(NamedTuple):
+    """What one file holds; see `WeightFile`."""
+
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+    arguments: dict[str, Any]
+    halves: dict[str, float]
 
 
 def is_weights(path: Path) -> bool:
@@ -55,9 +71,10 @@ def read_weights(path: Path) -> WeightFile:
     in_folder = file.name in _IN_FOLDERS
     read = _read_safetensors if file.suffix in SAFE else _read_pickled
     try:
-        arrays = read(file)
+        found = read(file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
+    arrays = found.arrays
     if not arrays:
         raise ValueError(f"{file} holds no weights")
     bad = sorted(name for name, array in arrays.items() if not np.isfinite(array).all())
@@ -68,6 +85,9 @@ def read_weights(path: Path) -> WeightFile:
         arrays,
         _json(file.parent / "config.json") if in_folder else {},
         _json(file.parent / "preprocessor_config.json") if in_folder else {},
+        found.metadata,
+        found.arguments,
+        found.halves,
     )
 
 
@@ -83,21 +103,25 @@ def _json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(file: Path) -> _Read:
     try:
         stored = safetensors.deserialize(file.read_bytes())
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is no whole safetensors file: {error}") from None
-    return {
+    halves = {n: _SPACING[one["dtype"]] for n, one in stored if one["dtype"] in _SPACING}
+    arrays = {
         name: np.frombuffer(one["data"], np.dtype(_DTYPES[one["dtype"]]))
         .reshape(one["shape"])
         .astype(np.float32)
         for name, one in stored
         if one["dtype"] in _DTYPES
     }
+    return _Read(arrays, metadata, {}, halves)
 
 
-def _read_pickled(file: Path) -> dict[str, np.ndarray]:
+def _read_pickled(file: Path) -> _Read:
     try:
         import torch  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
@@ -119,13 +143,26 @@ def _read_pickled(file: Path) -> dict[str, np.ndarray]:
             f"{file} is refused: it is damaged, or holds more than weights, and code in a file is"
             f" not run ({type(error).__name__}: {text[:200]})"
         ) from None
+    arguments = tree.get("args") if isinstance(tree, dict) else None
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
     for name in _WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(name), dict):
             tree = tree[name]
     if not isinstance(tree, dict):
         raise ValueError(f"{file} holds no named weights")
-    return {
-        name: value.float().numpy()
+    tensors = {
+        str(name): value
         for name, value in tree.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
+    for name, value in tensors.items():
+        # A view that repeats its numbers would let a small file fill the memory.
+        dense = value.layout == torch.strided and value.device.type == "cpu"
+        if not dense or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"{file}: {name} claims more numbers than the file holds")
+    return _Read(
+        {name: value.float().numpy() for name, value in tensors.items()},
+        {},
+        arguments,
+        {n: torch.finfo(x.dtype).eps for n, x in tensors.items() if x.element_size() < 4},
+    )

@@ -21,9 +21,12 @@ from xmae_jax.data.manifest import file_digest
 from xmae_jax.digest import flatten
 from xmae_jax.exports import card, huggingface, provenance, weights
 from xmae_jax.exports.huggingface import Parts
+from xmae_jax.heads.linear import LinearConfig
+from xmae_jax.models import convert
 from xmae_jax.optim import merge
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.onnx import write_onnx
+from xmae_jax.tasks.predictor import made_as
 
 About = dict[str, str]
 """Metadata of a file: strings by name."""
@@ -43,7 +46,8 @@ def run(config: Config, workdir: Path) -> None:
         raise ConfigError(f"config.export.public: these weights may not be public:\n  {told}")
     name = wanted.name or config.name
     about = {"name": name, provenance.KEY: provenance.to_json(origin)}
-    target = workdir / "export" / wanted.format
+    target, fit = workdir / "export" / wanted.format, made_as(loaded)["fit"]
+    about[convert.KEY] = _told(loaded)
     with _replacing(target) as folder:
         use, notes = _WRITERS[wanted.format](folder, loaded, name, about)
         told = card.Card(
@@ -51,6 +55,7 @@ def run(config: Config, workdir: Path) -> None:
             format=wanted.format,
             findings=tuple(getattr(loaded.objective, "findings", ())),
             image_size=loaded.config.image_size,
+            fit=fit,
             model=_model(loaded),
             use="\n\n".join((use, *notes)),
             origin=origin,
@@ -91,6 +96,15 @@ def parameters(loaded: LoadedRun) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
 
 
+def _told(loaded: LoadedRun) -> str:
+    """Write what names and shapes do not tell, so that we can read our own files back."""
+    decoder = getattr(loaded.objective, "decoder", None)
+    norm_pix_loss = getattr(loaded.objective, "norm_pix_loss", None)
+    heads = None if decoder is None else decoder.heads
+    told = convert.Told(loaded.objective.encoder, heads, norm_pix_loss)
+    return json.dumps(dataclasses.asdict(told), sort_keys=True)
+
+
 def _parts(loaded: LoadedRun) -> Parts:
     o = loaded.objective
     head, decoder = getattr(o, "head", None), getattr(o, "decoder", None)
@@ -104,9 +118,10 @@ def _parts(loaded: LoadedRun) -> Parts:
     return Parts(
         encoder=o.encoder,
         image_size=o.image_size,
+        fit=made_as(loaded)["fit"],
         flat=parameters(loaded),
         findings=tuple(getattr(o, "findings", ())),
-        linear_cls=getattr(head, "pool", None) == "cls" and getattr(head, "layers", None) == 1,
+        linear_cls=isinstance(head, LinearConfig) and (head.pool, head.layers) == ("cls", 1),
         **more,
     )
 
@@ -126,14 +141,16 @@ def _safetensors(folder: Path, loaded: LoadedRun, name: str, about: About) -> tu
     )
     of_head = {key: array for key, array in left.items() if key.startswith("head/")}
     rest = {key: array for key, array in left.items() if key not in of_head}
+    named = weights.head(of_head, linear_cls=parts.linear_cls) if of_head else {}
     weights.write(
         folder / f"{name}.safetensors",
-        {**arrays, **weights.head(of_head), **weights.ours(rest)},
+        {**arrays, **named, **weights.ours(rest)},
         about,
     )
-    notes = (
-        [f"parameters without a name in timm keep ours: {', '.join(sorted(rest))}"] if rest else []
-    )
+    kept = sorted(rest) + sorted(set(of_head) if not parts.linear_cls else ())
+    notes = [f"parameters without a name in timm keep ours: {', '.join(kept)}"] if kept else []
+    if of_head and not parts.linear_cls:
+        notes.append("timm's own head reads CLS and is not this one; format=onnx has it as it is")
     use = f"""```python
 from safetensors.numpy import load_file
 

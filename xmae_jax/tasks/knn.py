@@ -56,8 +56,8 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool) -> None:
             "config.knn goes with objective.name supervised, without debug.poison_step"
         )
     splits = {"train": training, **_held_out(config, objective.findings)}
-    leaks = leaks_of(config)
-    leaks |= leaks_of(config, config.data.eval_split)  # k is chosen on it
+    assert config.data.eval_split is not None  # _held_out sees to it
+    leaks = leaks_of(config, config.data.eval_split)  # k is chosen on it
     check_place(config, workdir)
     if step_directories(workdir) or (workdir / "run.json").exists():
         raise ConfigError(f"--workdir={workdir}: a run is there; kNN needs a directory of its own")

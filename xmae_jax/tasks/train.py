@@ -24,7 +24,7 @@ from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig, Predi
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.index import Index, read_entries, read_index
-from xmae_jax.data.manifest import film_format
+from xmae_jax.data.manifest import data_set, film_format
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.evaluators.classification import Classification, Splits
 from xmae_jax.evaluators.reconstruction import Reconstruction
@@ -139,18 +139,22 @@ def _run(
             config.data.paths, training.sizes, training.digests, strict=True
         )
     ]
+    now = [data_set(path, split=config.data.split) for path in config.data.paths]
     if hosts.from_first(lambda: listed) != listed:
         raise ConfigError(f"config.data.path: process {hosts.own()} has other data than process 0")
 
     def known() -> dict[str, Any]:
-        record = read_run(workdir) or Run(workdir, new_id(), listed)
+        record = read_run(workdir) or Run(workdir, new_id(), listed, trained_on=[])
         changes = [
             f"data.sources[{i}]: {old} in the run directory, {new} now"
             for i, (old, new) in enumerate(zip_longest(record.sources, listed))
             if old != new
         ]
         refuse_changes(changes, workdir, allow=allow_config_change)
-        record = dataclasses.replace(record, sources=listed)
+        had = record.trained_on
+        if had is not None:
+            had = had + [one for one in now if one not in had]
+        record = dataclasses.replace(record, sources=listed, trained_on=had)
         if record.configs and record.digest(config_lib.to_json(config)) not in record.configs:
             changes = changes or ["config.json, which is missing or was edited"]
             refuse_changes(changes, workdir, allow=allow_config_change)
