@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -122,3 +123,18 @@ def test_a_run_begins_with_a_file_or_says_what_to_set(shards, tmp_path):
     code, out = finish([*argv, "--config.objective.encoder.norm_eps=1e-12"])
     assert code == 0, out
     assert "(TIMM): encoder; decoder starts anew" in out
+
+
+def test_fine_tuning_takes_the_encoder_of_a_run(shards, reference, tmp_path):
+    argv = [
+        sys.executable, "-m", "xmae_jax.main", "--config=configs/finetune_full.py:smoke",
+        f"--config.data.path={shards}", f"--workdir={tmp_path / 'run'}", "--config.total_steps=1",
+        f"--config.init_from={reference}", "--config.data.eval_split=None",
+    ]  # fmt: skip
+    code, out = finish(argv)
+    assert code == 0, out
+    assert f"the encoder is that of {reference}, not of the config" in out
+    assert "encoder; decoder left out" in out
+    runs = (tmp_path / "run", reference)
+    saved, there = (json.loads((run / "config.json").read_text()) for run in runs)
+    assert saved["objective"]["encoder"] == there["objective"]["encoder"]

@@ -80,6 +80,8 @@ def test_both_ways_to_resize_keep_every_edge_in_its_place(size):
 class InMemory(Records):
     """Records that lie in no shard."""
 
+    digest = ""
+
     def __init__(self, records):
         self.records = records
 

@@ -91,7 +91,7 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     if not config.data.paths:
         raise ConfigError(NO_DATA)
     config = of_run(config)
-    if config.probe is not None:
+    if "findings" in config.objective:
         config = probe.with_encoder(config)
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
