@@ -95,7 +95,7 @@ def test_the_residual_stream_is_split_over_rows():
     mesh = sharding.make_mesh(data=4, fsdp=2)
 
     def encode(params, image, ids):
-        return mae._model(params).encoder(image, ids).patches
+        return mae.model(params, {}).encoder(image, ids).patches
 
     with jax.set_mesh(mesh):
         text = jax.jit(encode).lower(params, image, ids).as_text()

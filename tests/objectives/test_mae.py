@@ -35,7 +35,7 @@ def total(mae, params, batch):
 def test_hidden_pixels_never_reach_the_encoder(made):
     mae, params, prepared = made
     batch = prepared.batch
-    encode = jax.jit(lambda b: mae._model(params).encoder(normalise(b["image"]), b["keep_ids"]))
+    encode = jax.jit(lambda b: mae.model(params, {}).encoder(normalise(b["image"]), b["keep_ids"]))
     before = encode(batch)
     hidden = np.kron(np.asarray(batch["hidden"]).reshape(-1, 8, 8), np.ones((4, 4), bool))
     other = jnp.where(hidden[..., None], 255 - batch["image"], batch["image"])
@@ -251,7 +251,7 @@ def test_cross_attention_predicts_hidden_patches_from_visible_ones():
     params = jax.jit(mae.init)(rng.key(0, "init"))
     batch = mae.prepare(small_batch(), KEY, STEP).batch
     assert batch["ids"].shape == (8, 64 - 12)
-    whole = mae._predict(mae._model(params), batch)
+    whole = mae._predict(mae.model(params, {}), batch)
     few = some.prepare(small_batch(), KEY, STEP).batch
     assert few["ids"].shape == (8, 13)
     np.testing.assert_array_equal(few["hidden"], batch["hidden"])

@@ -54,7 +54,9 @@ def test_what_cannot_be(shards):
     for option in (dict(shots=2), dict(balance=0.1)):
         with pytest.raises(ConfigError, match=f"config.data.{[*option][0]}: the objective has no"):
             opened(shards, findings=(), **option)
-    with pytest.raises(ConfigError, match="config.data.leave_out_source: 'nih'; .* phantom-v1"):
+    with pytest.raises(
+        ConfigError, match="config.data.leave_out_source: 'nih' is none of them; .* phantom-v1"
+    ):
         opened(shards, leave_out_source="nih")
     with pytest.raises(ConfigError, match="config.data.leave_out_source"):  # nothing is left
         opened(shards, leave_out_source="phantom-v1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,12 @@ class Poisoned:
         # Copied, not looked up by __getattr__: an isinstance check of a protocol does not see that.
         for name in ("view", "grid", "init", "start", "prepare", "after_update", "predict_fns"):
             object.__setattr__(self, name, getattr(self.objective, name))
+
+    def __getattr__(self, name: str) -> Any:
+        """Find what only some objectives have, such as findings."""
+        if name.startswith("__") or name == "objective":  # asked for while a copy is made
+            raise AttributeError(name)
+        return getattr(self.objective, name)
 
     def loss(
         self,

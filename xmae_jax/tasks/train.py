@@ -232,6 +232,7 @@ def every_row(
 def open_objective(config: Config) -> tuple[Any, Split]:
     """Build the objective, poisoned if so wished, and open what it is trained on."""
     objective = named(config_lib.objective_of(config, OBJECTIVES))
+    _poisoned(config, objective)  # what is wrong with it is told before a file is opened
     findings = getattr(objective, "findings", ())
     training = open_split(config, config.data.split, findings=findings)
     if hosts.is_first() and (text := training.describe()):
@@ -243,10 +244,15 @@ def open_objective(config: Config) -> tuple[Any, Split]:
             if hosts.is_first() and not 0 < present < of:
                 print(f"note: {name} is present in {present:.0f} of the {of:.0f} training films"
                       " that know it")  # fmt: skip
+    return _poisoned(config, objective), training
+
+
+def _poisoned(config: Config, objective: Any) -> Any:
+    """Let an objective fail on demand, if so wished."""
     if config.debug.poison_step is None:
-        return objective, training
+        return objective
     try:
-        return poisoned(objective, config.debug.poison_step), training
+        return poisoned(objective, config.debug.poison_step)
     except ValueError as error:
         raise ConfigError(f"config.debug.poison_step: {error}") from None
 
