@@ -255,7 +255,7 @@ def test_cross_attention_predicts_hidden_patches_from_visible_ones():
     few = some.prepare(small_batch(), KEY, STEP).batch
     assert few["ids"].shape == (8, 13)
     np.testing.assert_array_equal(few["hidden"], batch["hidden"])
-    part = some._predict(some._model(params), few)
+    part = some._predict(some.model(params, {}), few)
     place = jax.vmap(jnp.searchsorted)(batch["ids"], few["ids"])
     want = jnp.take_along_axis(whole, place[:, :, None], axis=1)
     np.testing.assert_allclose(part, want, atol=1e-6)
