@@ -20,7 +20,7 @@ from benchmarks import probing
 from configs.common import PHANTOMS
 
 # A patch is an eighth of the film. With the generator's own nodules, 2 to 5 px wide and fainter,
-# neither head learns anything from 2,000 films (docs/recognition.md).
+# neither head learns anything from 2,000 films.
 NODULES = (
     "--nodule-share",
     "0.5",
