@@ -225,7 +225,8 @@ def probe(
             model = fitted(penalty, "train")
             if model is None:
                 return 0.0
-            return point(rank(model.decision_function(x["val"]), truth["val"]))[0] or 0.0
+            scores = model.decision_function(x["val"]).astype(np.float64)
+            return point(rank(scores, truth["val"]))[0] or 0.0
 
         model = fitted(max(PENALTIES, key=chosen), "train", "val")
         if model is not None:
