@@ -19,7 +19,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from xmae_jax.heads import make_head
 from xmae_jax.heads.parts import mean
 from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.objectives import losses
@@ -55,21 +54,9 @@ class Probe:
         """What `init_from` is to fit."""
         return self.supervised.encoder
 
-    def head(self, rngs: nnx.Rngs) -> Any:
-        """Make the module of one head."""
-        s = self.supervised
-        return make_head(
-            s.head,
-            width=s.encoder.width,
-            findings=len(s.findings),
-            dtype=jnp.dtype(s.compute_dtype),
-            rngs=rngs,
-            names=s.findings,
-        )
-
     @cached_property
     def _graph(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: self.head(nnx.Rngs(0))))[0]
+        return nnx.split(nnx.eval_shape(lambda: self.supervised.make_head(rngs=nnx.Rngs(0))))[0]
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Make the parameters, float32: the head's as `Supervised` draws them, for each member."""
@@ -193,7 +180,7 @@ def fold(
     W (x - mean) / deviation + b is (W / deviation) x + (b - W mean / deviation), in float64.
     """
     probe = Probe(supervised, "pooled", None)
-    model = probe.head(nnx.Rngs(0))
+    model = probe.supervised.make_head(rngs=nnx.Rngs(0))
 
     def pooled(x: np.ndarray) -> np.ndarray:
         features = stored({"pooled": jnp.asarray(x)[None]}, grid=(1, 1), dtype="float32")

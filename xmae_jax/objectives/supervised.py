@@ -9,7 +9,7 @@ changes nothing.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class Supervised(ModuleObjective):
         # What a head cannot be made of, such as a file that is not there, is a bad config.
         nnx.eval_shape(lambda: self.make_head(rngs=nnx.Rngs(0)))
 
-    def make_head(self, *, rngs: nnx.Rngs) -> nnx.Module:
+    def make_head(self, *, rngs: nnx.Rngs) -> Any:
         """Make the head alone."""
         return make_head(
             self.head,
