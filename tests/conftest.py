@@ -59,8 +59,12 @@ def shards(tmp_path_factory) -> Path:
     films, output = str(folder / "films"), folder / "shards"
     sizes = ["--size", "96", "--workers", "1"]
     assert phantoms.main(["--output", films, "--count", "40", "--seed", "0", *sizes]) == 0
-    key = ["--key", str(folder / "key")]
-    assert build.main(["--input", films, "--output", str(output), *sizes, *key]) == 0
+    # Always one key: ids, and with them the order of patients, are the same in each run.
+    key = folder / "key"
+    key.write_text("17" * 32 + "\n")
+    key.chmod(0o600)
+    argv = ["--input", films, "--output", str(output), *sizes, "--key", str(key)]
+    assert build.main(argv) == 0
     return output
 
 
