@@ -1,8 +1,8 @@
 """The frozen probe from films to a tested run, interrupted and gone on with."""
 
+import copy
 import dataclasses
 import json
-import pickle
 import shutil
 from pathlib import Path
 
@@ -50,7 +50,8 @@ def test_features_are_a_source(tmp_path):
     source = FeatureSource(place_of_features(tmp_path, KEY), KEY)
     assert len(source) == 5 and [p.name for p in tmp_path.iterdir()] == [source.directory.name]
     want = dict((i, arrays) for i, _, arrays in rows())
-    for other in (source, pickle.loads(pickle.dumps(source))):
+    # A copy goes by the state that a worker process is sent.
+    for other in (source, copy.copy(source)):
         for i in (0, 4):
             assert other[i]["id"] == f"film{i}"
             np.testing.assert_array_equal(other[i]["pooled"], want[i]["pooled"])
