@@ -140,6 +140,7 @@ def get_config() -> ConfigDict:
                 layer_decay=1.0,
                 freeze=(),
                 grid=optional(),
+                rates=(),
             ),
             probe=optional(),
             cache=dict(dir=optional(), max_gb=64.0),
