@@ -26,6 +26,7 @@ from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.index import Index, read_entries, read_index
 from xmae_jax.data.manifest import data_set, film_format
 from xmae_jax.data.plan import Plan, mixture_counts
+from xmae_jax.data.text import Tokenizer
 from xmae_jax.evaluators.classification import Classification, Splits
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.segmentation import Segmentation
@@ -36,6 +37,7 @@ from xmae_jax.tasks import probe
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import Split, class_stats, open_split
+from xmae_jax.tasks.text import tokenizer_of
 from xmae_jax.typing import Evaluator
 
 
@@ -91,7 +93,7 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     if not config.data.paths:
         raise ConfigError(NO_DATA)
     config = of_run(config)
-    if "findings" in config.objective:
+    if "head" in config.objective:
         config = probe.with_encoder(config)
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
@@ -133,8 +135,10 @@ def _run(
         refuse_changes(config_changes(config, workdir), workdir, allow=allow_config_change)
     name, findings = config.data.eval_split, training.subset.findings
     held_out = open_split(config, name, findings=findings) if name else None
+    tokenizer = tokenizer_of(config, workdir, training)
+    text = {} if tokenizer is None else {"tokenizer": tokenizer.digest}
     listed = [
-        {"records": size, "digest": digest, "film": film_format(path)}
+        {"records": size, "digest": digest, "film": film_format(path), **text}
         for path, size, digest in zip(
             config.data.paths, training.sizes, training.digests, strict=True
         )
@@ -180,13 +184,15 @@ def _run(
         )
         return
 
-    every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows)
+    every = partial(
+        every_row, config, objective, mesh=mesh, limit=config.eval_rows, tokenizer=tokenizer
+    )
     feed = train.Feed(
         plan=plan,
         train=LoadStep(
             plan.ids,
             training.records,
-            view_of(config, objective, train=True),
+            view_of(config, objective, train=True, tokenizer=tokenizer),
             config.seed,
             slice(None),
             skip=config.data.bad_records == "skip",
@@ -218,13 +224,19 @@ def _run(
 
 
 def every_row(
-    config: Config, objective: Any, *, split: Split, mesh: jax.sharding.Mesh, limit: int
+    config: Config,
+    objective: Any,
+    *,
+    split: Split,
+    mesh: jax.sharding.Mesh,
+    limit: int,
+    tokenizer: Tokenizer | None = None,
 ) -> LoadStep:
-    """Read every film that is used once, in order, or `limit` of them spread evenly."""
+    """Read every film, or study, that is used once, in order, or `limit` of them spread evenly."""
     rows = min(config.rows_at_once, limit)
     rows += -rows % sharding.row_shards(mesh)
     ids = split.every(batch_size=rows, limit=limit)
-    view = view_of(config, objective, train=False)
+    view = view_of(config, objective, train=False, tokenizer=tokenizer)
     skip = config.data.bad_records == "skip"
     return LoadStep(ids, split.records, view, config.seed, slice(None), skip=skip)
 
@@ -259,12 +271,14 @@ def _poisoned(config: Config, objective: Any) -> Any:
 
 def check_place(config: Config, workdir: Path) -> None:
     """Refuse a directory that holds something else, and a start from nothing."""
-    begun = bool(step_directories(workdir))
-    if config.init_from is not None and not begun:
-        try:
-            init_from.check(config.init_from)
-        except ValueError as error:
-            raise ConfigError(f"config.init_from: {error}") from None
+    starts = {"init_from": config.init_from}
+    starts["objective.decoder_from"] = config.objective.get("decoder_from")
+    for key, start in starts.items():
+        if start is not None and not step_directories(workdir):
+            try:
+                init_from.check(start)
+            except ValueError as error:
+                raise ConfigError(f"config.{key}: {error}") from None
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir}: not a directory")
     names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
