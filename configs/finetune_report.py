@@ -39,9 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
             decoder_from=common.optional(),
             label_smoothing=0.1,
             # Three beams as R2Gen has (arXiv 2010.16056, section 3.3).
-            generate=dict(
-                beams=3, max_new=128, min_new=0, length_penalty=1.0, no_repeat_ngram=0
-            ),
+            generate=dict(beams=3, max_new=128, min_new=0, length_penalty=1.0, no_repeat_ngram=0),
             ema_decay=common.optional(),
         )
     )

@@ -52,9 +52,7 @@ def load_all(
 
 def load_decoder(path: str, params: Params, *, shardings: Params) -> tuple[Params, list[str]]:
     """Read the decoder of a report run, or public T5 weights; ValueError as `load`."""
-    loaded, told = checkpoint.load_params(
-        path, params, shardings=shardings, within="head/decoder/"
-    )
+    loaded, told = checkpoint.load_params(path, params, shardings=shardings, within="head/decoder/")
     return loaded, [f"decoder from {path}: {told}"]
 
 

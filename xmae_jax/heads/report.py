@@ -64,9 +64,7 @@ class Context(NamedTuple):
 class Resampler(nnx.Module):
     """Learned queries that read the patches: attention and an MLP, each behind a norm."""
 
-    def __init__(
-        self, config: ResamplerConfig, width: int, *, compute: Compute, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ResamplerConfig, width: int, *, compute: Compute, rngs: nnx.Rngs):
         dtype = compute.dtype
         shape = (config.queries, width)
         self.learned_queries = nnx.Param(jax.random.normal(rngs.params(), shape))
@@ -97,7 +95,7 @@ class ReportHead(nnx.Module):
         self.projection = linear(width, inner, dtype=dtype, rngs=rngs)
         self.views = nnx.Param(0.02 * jax.random.normal(rngs.params(), (VIEWS, inner)))
         self.norm = layer_norm(inner, dtype=dtype, rngs=rngs)
-        self.resampler = None
+        self.resampled = config.resampler is not None
         if config.resampler is not None:
             self.resampler = Resampler(config.resampler, inner, compute=compute, rngs=rngs)
         self.decoder = T5Decoder(config.decoder, compute=compute, rngs=rngs)
@@ -115,7 +113,7 @@ class ReportHead(nnx.Module):
         view = self.views[...].astype(patches.dtype)[views]  # b s d
         x = self.norm(self.projection(patches) + view[:, :, None]).reshape(b, s * n, -1)
         valid, read = valid.reshape(b, s * n), None
-        if self.resampler is not None:
+        if self.resampled:
             x, read = self.resampler(x, valid)
             valid = jnp.broadcast_to(valid.any(axis=1, keepdims=True), x.shape[:2])
         return Context(jnp.where(valid[..., None], x, 0), valid, read)

@@ -39,9 +39,7 @@ class Reporter(nnx.Module):
         dtype = jnp.dtype(config.compute_dtype)
         compute = Compute(dtype, config.attention, config.remat)
         self.encoder = Encoder(config.encoder, compute=compute, rngs=rngs)
-        self.head = ReportHead(
-            config.head, width=config.encoder.width, compute=compute, rngs=rngs
-        )
+        self.head = ReportHead(config.head, width=config.encoder.width, compute=compute, rngs=rngs)
 
     def context(self, batch: Batch) -> Context:
         """Encode the films of each study; one that is not there is blank, and not valid."""

@@ -30,7 +30,9 @@ def tokenizer_of(config: Config, workdir: Path, training: Split) -> Tokenizer | 
     digest = hosts.from_first(lambda: _settle(config, workdir, training).digest)
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     if tokenizer.digest != digest:
-        raise ConfigError(f"{workdir / TOKENIZER}: process {hosts.own()} sees another than process 0")
+        raise ConfigError(
+            f"{workdir / TOKENIZER}: process {hosts.own()} sees another than process 0"
+        )
     rows = config.objective["head"]["decoder"]["vocab"]
     if tokenizer.vocab > rows:
         raise ConfigError(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, init_from, lock, sharding, train
@@ -23,64 +22,19 @@ from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import LoadStep
-from xmae_jax.data.index import Index, read_entries, read_index
+from xmae_jax.data.index import Index, read_index
 from xmae_jax.data.manifest import data_set, film_format
 from xmae_jax.data.plan import Plan, mixture_counts
 from xmae_jax.data.text import Tokenizer
-from xmae_jax.evaluators.classification import Classification, Splits
-from xmae_jax.evaluators.reconstruction import Reconstruction
-from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
 from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
 from xmae_jax.tasks import probe
+from xmae_jax.tasks.evaluators import Seen, evaluators_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import Split, class_stats, open_split
 from xmae_jax.tasks.text import tokenizer_of
-from xmae_jax.typing import Evaluator
-
-
-def _reconstruction(config: Config, objective: Any) -> Evaluator:
-    return Reconstruction()
-
-
-def _segmentation(config: Config, objective: Any) -> Evaluator:
-    return Segmentation()
-
-
-@dataclasses.dataclass(frozen=True)
-class _HeldOut(Classification):
-    """Writes held-out films under the name of their split, as thresholds go by it."""
-
-    split: str
-
-    def evaluate(self, splits: Splits) -> tuple[dict[str, Any], str]:
-        """Return (metrics, predictions as CSV) of the rows of "val", the loop's name for them."""
-        return super().evaluate({self.split: splits["val"]})
-
-
-def _classification(config: Config, objective: Any) -> Evaluator:
-    split = config.data.eval_split
-    assert split is not None
-    entries = [
-        [entry for entry in read_entries(path) if entry.split == split]
-        for path in config.data.paths
-    ]
-    return _HeldOut(
-        findings=objective.findings,
-        entries={split: entries},
-        train_positive=np.array(objective.counts[0]),
-        split=split,
-    )
-
-
-EVALUATORS = {
-    "classify": ("classification", _classification),
-    "reconstruct": ("reconstruction", _reconstruction),
-    "segment": ("segmentation", _segmentation),
-}
-"""Which evaluator reads which prediction."""
 
 NO_DATA = """config.data.path is not set. These two commands make films to try it on:
   python -m data_prep.phantoms --output runs/phantoms/films --count 1000 --seed 0
@@ -202,11 +156,9 @@ def _run(
         ),
         leaks=leaked,
     )
-    evaluators = {
-        name: evaluator(config, objective)
-        for fn, (name, evaluator) in EVALUATORS.items()
-        if fn in objective.predict_fns() and held_out
-    }
+    evaluators = {}
+    if held_out is not None:
+        evaluators = evaluators_of(Seen(config, objective, held_out, tokenizer))
     for path, source in zip(config.data.paths, training.records, strict=True):
         if source.size < config.image_size and hosts.is_first():
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
