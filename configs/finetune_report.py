@@ -2,8 +2,9 @@
 
 Command:  python -m xmae_jax.main --config=configs/finetune_report.py --config.data.path=SHARDS
           --config.init_from=runs/pretrain_640 --config.objective.decoder_from=runs/report_text
-          where runs/report_text is a warm start on reports alone, which need no films:
-          python -m xmae_jax.main --config=configs/finetune_report.py:text --config.data.path=REPORTS
+          where the latter is a warm start on reports alone, which need no films; it is made by
+          python -m xmae_jax.main --config=configs/finetune_report.py:text
+          --config.data.path=REPORTS
 Hardware: one host with GPUs or TPUs; set micro_batch_size to what they hold. Not yet run there.
 Expected: not yet run at full size; ":smoke" takes about a minute on two CPU cores.
 """
@@ -47,11 +48,12 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             tokenizer=common.optional(),
             sections=("findings",),
-            max_length=128,
             prefix=("indication",),
-            prefix_length=32,
+            language="auto",
             # A model that learns to write marks, or what a mark compares with, makes things up.
             marks="drop_sentence",
+            length=128,
+            prefix_length=32,
             views=2,
         )
     )
@@ -74,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
             vocab=512, width=64, depth=2, heads=4, head_width=16, hidden=128, dropout=0.0
         )
         c.objective.generate.update(beams=1, max_new=64)
-        c.data.text.update(max_length=64, prefix_length=16)
+        c.data.text.update(length=64, prefix_length=16)
         c.optim.rates, c.eval_rows = (), 16
         return c
     if arg:

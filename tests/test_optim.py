@@ -58,7 +58,8 @@ def test_layer_rates():
 
 
 def test_rates_by_name():
-    params = {"encoder": {"blocks": {"kernel": jnp.zeros((2, 3))}}, "head": {"kernel": jnp.zeros(3)}}
+    params = {"encoder": {"blocks": {"kernel": jnp.zeros((2, 3))}},
+              "head": {"kernel": jnp.zeros(3)}}  # fmt: skip
     grads = jax.tree.map(jnp.ones_like, params)
     moved = {}
     for rates in ((), (("encoder/.*", 0.25), (".*", 2.0))):

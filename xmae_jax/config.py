@@ -21,7 +21,7 @@ from ml_collections.config_dict import placeholder
 
 from xmae_jax.attention import Backend
 from xmae_jax.data.augment import Augment
-from xmae_jax.data.text_config import TextConfig
+from xmae_jax.data.report_text import ReportText
 from xmae_jax.models.layers import Remat
 from xmae_jax.optim import Grid, OptimConfig
 
@@ -65,7 +65,7 @@ class DataConfig:
     """Share of rows that may be left out under "skip", of those seen or of an epoch."""
     leaks: Literal["refuse", "allow"]
     """What happens where a patient or a film stands in `split` and in another split too."""
-    text: TextConfig | None
+    text: ReportText | None
     """Reads studies with their reports; None reads films."""
 
     def __post_init__(self) -> None:

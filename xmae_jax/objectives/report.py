@@ -4,7 +4,7 @@ Teacher forcing as in Raffel et al., T5 (arXiv 1910.10683, section 2), with the 
 Szegedy et al. (arXiv 1512.00567, section 7). A row is `start, prefix, text` without a gap, and the
 prefix (indication, section, language) is read but not learnt. The loss is a mean over the tokens of
 the global batch, so long reports count for more than short ones, as perplexity counts them. A study
-without a film gives the decoder no memory, and so trains it as a language model; see docs/reports.md.
+without a film gives the decoder no memory, and so trains it as a language model.
 """
 
 from __future__ import annotations

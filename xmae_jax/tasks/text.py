@@ -9,7 +9,7 @@ from xmae_jax import hosts
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import Report
-from xmae_jax.data.text import Tokenizer, normalise
+from xmae_jax.data.text import Tokenizer, language_of, normalise
 from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.rundir import TOKENIZER, RunDirectoryError, read_run
 from xmae_jax.tasks.split import Split
@@ -120,7 +120,11 @@ def _train(config: Config, copy: Path, training: Split) -> None:
     rows = config.objective["head"]["decoder"]["vocab"]
     if not texts:
         raise ConfigError("config.data.text.tokenizer is None, and no training study has a report")
-    model = train_tokenizer(texts, vocab=rows, language="en", fewer=True)
+    text = " ".join(texts[:100])
+    try:
+        model = train_tokenizer(texts, vocab=rows, language=language_of(text), fewer=True)
+    except DataError as error:
+        raise ConfigError(f"config.objective.head.decoder.vocab: {error}") from None
     write_atomic(copy, model)
     print(f"tokenizer: {Tokenizer.load(copy).vocab:,} pieces, made of {len(texts):,} texts of"
           " the training split")  # fmt: skip

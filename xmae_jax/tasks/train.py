@@ -25,10 +25,9 @@ from xmae_jax.data.batch import LoadStep
 from xmae_jax.data.index import Index, read_index
 from xmae_jax.data.manifest import data_set, film_format
 from xmae_jax.data.plan import Plan, mixture_counts
-from xmae_jax.data.text import Tokenizer
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
-from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
+from xmae_jax.rundir import OURS, TOKENIZER, Run, new_id, read_run, run_of
 from xmae_jax.tasks import probe
 from xmae_jax.tasks.evaluators import Seen, evaluators_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
@@ -90,6 +89,7 @@ def _run(
     name, findings = config.data.eval_split, training.subset.findings
     held_out = open_split(config, name, findings=findings) if name else None
     tokenizer = tokenizer_of(config, workdir, training)
+    copy = None if tokenizer is None else workdir / TOKENIZER
     text = {} if tokenizer is None else {"tokenizer": tokenizer.digest}
     listed = [
         {"records": size, "digest": digest, "film": film_format(path), **text}
@@ -138,15 +138,13 @@ def _run(
         )
         return
 
-    every = partial(
-        every_row, config, objective, mesh=mesh, limit=config.eval_rows, tokenizer=tokenizer
-    )
+    every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows, tokenizer=copy)
     feed = train.Feed(
         plan=plan,
         train=LoadStep(
             plan.ids,
             training.records,
-            view_of(config, objective, train=True, tokenizer=tokenizer),
+            view_of(config, objective, train=True, tokenizer=copy),
             config.seed,
             slice(None),
             skip=config.data.bad_records == "skip",
@@ -182,7 +180,7 @@ def every_row(
     split: Split,
     mesh: jax.sharding.Mesh,
     limit: int,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Path | None = None,
 ) -> LoadStep:
     """Read every film, or study, that is used once, in order, or `limit` of them spread evenly."""
     rows = min(config.rows_at_once, limit)
