@@ -139,7 +139,8 @@ class SelfAttention(nnx.Module):
     """Maps of self-attention; the kernel of qkv is [d, 3, heads, hd]."""
 
     def __init__(self, config: T5Config, *, compute: Compute, rngs: nnx.Rngs):
-        c, made = config, dict(compute=compute, rngs=rngs)
+        c = config
+        made: Any = dict(compute=compute, rngs=rngs)
         scale = np.array([c.head_width**-0.5, 1, 1], np.float32)[None, :, None, None]
         self.qkv = _linear(c.width, (3, c.heads, c.head_width), scale=scale, **made)
         self.out = _linear(c.heads * c.head_width, c.width, **made)
@@ -155,7 +156,8 @@ class CrossAttention(nnx.Module):
     """Maps of attention to another sequence; the kernel of kv is [d, 2, heads, hd]."""
 
     def __init__(self, config: T5Config, *, compute: Compute, rngs: nnx.Rngs):
-        c, made = config, dict(compute=compute, rngs=rngs)
+        c = config
+        made: Any = dict(compute=compute, rngs=rngs)
         self.q = _linear(c.width, (c.heads, c.head_width), scale=c.head_width**-0.5, **made)
         self.kv = _linear(c.width, (2, c.heads, c.head_width), **made)
         self.out = _linear(c.heads * c.head_width, c.width, **made)
@@ -170,7 +172,8 @@ class Mlp(nnx.Module):
     """Two linear maps with a gate or a ReLU between them."""
 
     def __init__(self, config: T5Config, *, compute: Compute, rngs: nnx.Rngs):
-        c, made = config, dict(compute=compute, rngs=rngs)
+        c = config
+        made: Any = dict(compute=compute, rngs=rngs)
         self.gated = c.gated
         if c.gated:
             self.gate_up = _linear(c.width, (2, c.hidden), **made)
@@ -190,7 +193,7 @@ class Block(nnx.Module):
     """Self-attention, cross-attention and MLP, each behind a norm and around a residual."""
 
     def __init__(self, config: T5Config, *, compute: Compute, rngs: nnx.Rngs):
-        made = dict(compute=compute, rngs=rngs)
+        made: Any = dict(compute=compute, rngs=rngs)
         self.norm1 = _norm(config, **made)
         self.attention = SelfAttention(config, **made)
         self.norm2 = _norm(config, **made)
@@ -234,7 +237,8 @@ class T5Decoder(nnx.Module):
     """Token embedding, blocks, a final norm and the map to the vocabulary."""
 
     def __init__(self, config: T5Config, *, compute: Compute, rngs: nnx.Rngs):
-        c, made = config, dict(compute=compute, rngs=rngs)
+        c = config
+        made: Any = dict(compute=compute, rngs=rngs)
         self.config, self.compute = config, compute
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (c.vocab, c.width)))
         # One table for all layers, as the first layer's is in T5.
@@ -250,7 +254,8 @@ class T5Decoder(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
 
         def one(_: None, params: Any) -> tuple[None, Memory]:
-            made = nnx.merge(graph, params).cross.memory(context)
+            block: Any = nnx.merge(graph, params)
+            made = block.cross.memory(context)
             return None, Memory(*(constrain(x, "rows", "heads", None, None) for x in made))
 
         return jax.lax.scan(one, None, stacked)[1]
