@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
         # What nothing is read of neither learns nor decays; the encoder is not used at all.
         c.objective.encoder = ConfigDict(common.encoder("Ti", patch_size=16))
         c.optim.update(
-            rates=(), freeze=("encoder/.*", "head/(projection|views|norm)/?.*", ".*/cross/.*")
+            rates=(), freeze=("encoder/.*", "head/(projection|views|norm)(/.*)?", ".*/cross/.*")
         )
         return c
     if arg == "smoke":

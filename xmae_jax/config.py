@@ -34,6 +34,14 @@ class ConfigError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class TextConfig(ReportText):
+    """How studies are read."""
+
+    views: Literal[0, 1, 2]
+    """Films of a study, frontal ones first; 0 reads none, and learns text alone."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where records come from and how they are cut."""
 
@@ -65,7 +73,7 @@ class DataConfig:
     """Share of rows that may be left out under "skip", of those seen or of an epoch."""
     leaks: Literal["refuse", "allow"]
     """What happens where a patient or a film stands in `split` and in another split too."""
-    text: ReportText | None
+    text: TextConfig | None
     """Reads studies with their reports; None reads films."""
 
     def __post_init__(self) -> None:

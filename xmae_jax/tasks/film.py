@@ -42,6 +42,7 @@ def view_of(config: Config, objective: Any, *, train: bool, tokenizer: Path | No
         crop_scale=config.data.crop_scale if train else None,
         augment=config.data.augment if train else None,
         findings=getattr(objective, "findings", ()),
+        views=text and text.views,
         report=text and dataclasses.replace(text, tokenizer=tokenizer and str(tokenizer)),
     )
     try:
