@@ -24,7 +24,9 @@ Labels = dict[str, int | None]
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
 
 _HEADER = re.compile(r"(?:^|(?<=\s))([A-Z][A-Za-z ]{2,40}):")
-_END = re.compile(r"(?<=[a-z)\]_X0-9])\s*[.!?]+(?=\s|$)|\n\s*\n|(?:^|\s)\d{1,2}[.)](?=\s*[A-Za-z])")
+_END = re.compile(
+    r"(?<!\bvs)(?<!\bdr)(?<!\bapprox)[.!?]+(?=\s|$)|\n\s*\n|(?:^|\s)\d{1,2}[.)](?=\s*[a-z])", re.I
+)
 _MARK = re.compile(r"\bX{2,}\b|_{2,}")
 _WORD = re.compile(r"[a-z0-9]+(?:\.[0-9]+)?|[,;:()/]")
 _KEY = 3  # letters by which phrases are found
@@ -92,7 +94,7 @@ def _sentences(text: str) -> Iterator[str]:
 def _split(text: str) -> Iterator[str]:
     for part in _END.split(text):
         sentence = _MARK.sub(" ", part).strip()
-        if sentence:
+        if re.search(r"\w", sentence):
             yield sentence.lower()
 
 

@@ -11,7 +11,8 @@ from xmae_jax.scores.labeller import rules
 _OF = {"left": {"left"}, "right": {"right"}, "both": {"left", "right"}}
 _PARTING = ("comma", "and", "verb")
 _ENDING = ("stop", "with")
-_JOINING = ("and", "maybe", "either", "with", "", "at")
+_MEANING = ("means", "maybe", "either")
+_JOINING = ("and", "with", "nothing", "at", *_MEANING)
 """Cues over which a finding may share the sides of the one before it."""
 
 
@@ -107,7 +108,8 @@ def _share(mentions: Sequence[Mention], hits: Sequence[Hit]) -> None:
     for one, two in zip(ordered, ordered[1:], strict=False):
         between = _between(hits, one.end, two.start)
         if one.sides and not two.sides and two.start != one.start:
-            if all(cue in _JOINING for cue in between):
+            same = any(cue in _MEANING for cue in between)
+            if all(cue in _JOINING or (same and cue == "comma") for cue in between):
                 two.sides, two.behind = set(one.sides), one.behind
     for two, one in zip(ordered[::-1], ordered[-2::-1], strict=False):
         if two.sides and two.behind and not one.sides:

@@ -87,6 +87,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "volume overload",
         "kerley ?b lines",
         "septal lines",
+        "perihilar haze|haziness",
     ),
     "Consolidation": ("consolidat*",),
     "Pneumonia": ("pneumonia*", "bronchopneumonia*", "infectious process|processes|etiolog*"),
@@ -100,6 +101,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "Pleural Effusion": (
         "effusion|effusions",
         "pleural effusion|effusions|fluid",
+        "fluid ~ fissure*",
         "hydrothora*",
         "hydropneumothora*",
         "hemothora*",
@@ -169,7 +171,6 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "cyst|cysts",
         "elevat* ~ diaphragm|hemidiaphragm|diaphragms",
         "diaphragm|hemidiaphragm ?is|remains ?mildly|slightly elevat*",
-        "blunt*",
         "curvature|dextrocurvature|levocurvature",
         "dextroscolio*|levoscolio*",
         "lucency|lucencies|lucent",
@@ -250,6 +251,7 @@ STATES: dict[str, tuple[str, ...]] = {
     ),
     "small": ("low", "diminished", "reduced", "decreased", "small"),
     "borderline": ("borderline",),
+    "blunted": ("blunt*",),
 }
 
 ABNORMAL: dict[tuple[str, str], tuple[str, ...]] = {
@@ -259,12 +261,14 @@ ABNORMAL: dict[tuple[str, str], tuple[str, ...]] = {
     ("cardiomediastinum", "borderline"): ("Enlarged Cardiomediastinum", "Cardiomegaly"),
     ("mediastinum", "large"): ("Enlarged Cardiomediastinum",),
     ("vessels", "large"): (OTHER,),
+    ("pleura", "blunted"): ("Pleural Effusion",),
     ("volumes", "small"): (OTHER,),
     ("markings", "large"): (OTHER,),
     ("hilum", "large"): (OTHER,),
     ("aorta", "large"): (OTHER,),
 }
-UNSURE_STATES = ("borderline",)
+UNSURE_STATES = ("borderline", "blunted")
+"""States of which a part makes a finding that is not sure."""
 
 _LUNGS = (
     "Lung Opacity",
@@ -331,7 +335,6 @@ CUES: dict[str, tuple[str, ...]] = {
         "not possible to exclude",
         "unable to exclude",
         "suspicious for",
-        "suspected",
         "concern for",
         "concerning for",
         "worrisome for",
@@ -345,7 +348,6 @@ CUES: dict[str, tuple[str, ...]] = {
     # what stands before may be
     "unsure": (
         "?is|are possible",
-        "suspected",
         "?can not ?be ?entirely|completely excluded",
         "not ruled out",
         "cannot ?entirely|completely be ?entirely|completely excluded",
@@ -360,15 +362,23 @@ CUES: dict[str, tuple[str, ...]] = {
         "evaluat* for",
         "assess* for|of",
     ),
-    # negation of a change only
-    "": (
-        "consistent|compatible|associated|correlate|correlation|comparison|compared with",
+    # what follows is what the finding before means
+    "means": (
+        "consistent|compatible with",
         "in keeping with",
+        "represent*",
+        "reflect*",
+        "likely",
+        "probably|probable",
+        "favor*|favour*",
+    ),
+    # no cue, though it holds the words of one
+    "nothing": (
+        "associated|correlate|correlation|comparison|compared|along with",
         "to suggest|indicate",
-        "no ?significant|interval|definite|appreciable|acute|further change|changes",
-        "not ?significantly changed",
-        "without ?significant|interval change|changes",
-        "no ?significant|interval increase|decrease|improvement|worsening",
+        "no|without ?significant|definite|appreciable ?interval|acute|further change|changes",
+        "no|without ?significant ?interval increase|decrease|improvement|worsening",
+        "not ?significantly changed|improved|increased|decreased",
         "not only|without|absent",
         "not ?yet|completely|fully|entirely resolved|cleared",
         "heart and lungs have ~ interval",
@@ -394,7 +404,7 @@ CUES: dict[str, tuple[str, ...]] = {
         ":",
     ),
     # either of two
-    "either": ("versus|vs", "difficult to ?entirely exclude"),
+    "either": ("versus|vs", "suspected", "difficult to ?entirely exclude"),
     "verb": ("is|are|was|were|appears|appear|remains|remain|has|have|seen|demonstrate|demonstrates",),
     "comma": (",", "(", ")"),
     "and": ("and", "or", "and or", "and / or", "/"),
@@ -413,7 +423,7 @@ SIDES: dict[str, tuple[str, ...]] = {
 UNSIDED = ("Cardiomegaly", "Enlarged Cardiomediastinum", "Hernia", OTHER)
 """Findings whose side is not asked for."""
 
-NEAR = 2
+NEAR = 3
 """Words that may stand between a state and its part or finding."""
 
 OTHER_SECTIONS = (
@@ -430,5 +440,5 @@ OTHER_SECTIONS = (
 
 REPORTED = (*CHEXPERT, *FURTHER)
 
-CHUNKS = ("no", "maybe", "history", "stop", "with", "verb", "comma")
+CHUNKS = ("no", "maybe", "history", "stop", "with", "comma")
 """Cues that part findings from each other, where only those at hand are left open."""
