@@ -10,7 +10,7 @@ from xmae_jax.scores import bootstrap
 from xmae_jax.scores.agreement import POLICIES, agreement, labelled, side_agreement
 from xmae_jax.scores.reports import Reports
 from xmae_jax.scores.text.copies import originality
-from xmae_jax.scores.text.corpus import TextScoring, corpus_scores
+from xmae_jax.scores.text.corpus import TextScoring, corpus_scores, score
 
 
 def summarise(reports: Reports, split: str, scoring: TextScoring) -> dict[str, Any]:
@@ -70,8 +70,6 @@ def _lengths(values: list[int]) -> dict[str, float]:
 
 def each_study(reports: Reports, scoring: TextScoring) -> dict[str, np.ndarray]:
     """Score each study by itself; of the findings, F1 over those of CheXpert's 14 that one has."""
-    from xmae_jax.scores.text.corpus import score
-
     names = [str(i) for i in range(len(reports.studies))]
     texts = [one.generated for one in reports.studies]
     references = [one.reference for one in reports.studies]
