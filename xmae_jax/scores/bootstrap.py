@@ -71,4 +71,4 @@ def resample_sums(
     """Sum k values over the films of each replicate that draws from so many people."""
     each = np.zeros((people, values.shape[1]))
     np.add.at(each, patients, values)
-    return np.concatenate([counts.astype(np.float64) @ each for counts in draws(people, replicates=replicates)])
+    return np.concatenate([counts @ each for counts in draws(people, replicates=replicates)])
