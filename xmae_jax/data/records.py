@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -44,6 +44,11 @@ class Report(TypedDict):
 
     findings: str
     impression: str
+    indication: str
+    comparison: str
+
+
+NO_REPORT = Report(findings="", impression="", indication="", comparison="")
 
 
 class Record(TypedDict):
@@ -145,6 +150,10 @@ def decode(data: bytes) -> Record:
     def text(name: str) -> str:
         return feature[name].bytes_list.value[0].decode()
 
+    def section(name: str) -> str:
+        found = feature[f"report/{name}"].bytes_list.value  # older records have fewer sections
+        return found[0].decode() if found else ""
+
     def mask(name: str) -> bytes | None:
         found = feature[name].bytes_list.value
         return found[0] if found else None
@@ -170,7 +179,7 @@ def decode(data: bytes) -> Record:
         source=text("source"),
         split=text("split"),
         labels=floats("labels"),
-        report=Report(findings=text("report/findings"), impression=text("report/impression")),
+        report=cast(Report, {name: section(name) for name in NO_REPORT}),
         spacing=floats("spacing"),
         original_size=ints("original_size"),
         valid_box=ints("valid_box"),
@@ -420,9 +429,7 @@ def _tfds_features(labels: int, dtype: Any) -> Any:
             **{key: features.Text() for key in _TEXTS},
             **{key: np.float32 for key in _NUMBERS},
             "labels": features.Tensor(shape=(labels,), dtype=np.float32),
-            "report": features.FeaturesDict(
-                {"findings": features.Text(), "impression": features.Text()}
-            ),
+            "report": features.FeaturesDict({name: features.Text() for name in NO_REPORT}),
             "spacing": features.Tensor(shape=(2,), dtype=np.float32),
             "original_size": features.Tensor(shape=(2,), dtype=np.int32),
             "valid_box": features.Tensor(shape=(4,), dtype=np.int32),
