@@ -79,7 +79,10 @@ LUNGS = ("Lung Opacity", "Consolidation", "Edema", "Pneumonia", "Atelectasis", "
         ("INDICATION: Rule out pneumonia. FINDINGS: Effusion.", "Pneumonia", None),
         ("INDICATION: Rule out pneumonia. FINDINGS: Effusion.", EFFUSION, PRESENT),
         ("Comparison: Effusion of last week.\nImpression: No effusion.", EFFUSION, ABSENT),
+        ("Comparison: None. Small effusion.", EFFUSION, PRESENT),
         # a part and its state
+        ("Heart: Enlarged. Lungs: Clear.", "Cardiomegaly", PRESENT),
+        ("Heart: Enlarged. Lungs: Clear.", "Consolidation", ABSENT),
         ("The heart is enlarged.", "Cardiomegaly", PRESENT),
         ("Heart size is mildly enlarged.", "Cardiomegaly", PRESENT),
         ("Enlarged cardiac silhouette.", "Cardiomegaly", PRESENT),

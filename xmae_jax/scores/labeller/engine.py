@@ -83,12 +83,17 @@ def _verdict(statuses: set[int]) -> int | None:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Split the sections that tell of the film into sentences, in lower case."""
+    """Split the sections that tell of the film into sentences, in lower case.
+
+    Of a section that does not, all is left out if its header is in capitals, else a sentence.
+    """
     parts = _HEADER.split(text)
     yield from _split(parts[0])
     for header, body in zip(parts[1::2], parts[2::2], strict=True):
         if not header.lower().startswith(rules.OTHER_SECTIONS):
-            yield from _split(body)
+            yield from _split(f"{header} {body}")
+        elif not header.isupper():
+            yield from list(_split(body))[1:]
 
 
 def _split(text: str) -> Iterator[str]:

@@ -401,7 +401,6 @@ CUES: dict[str, tuple[str, ...]] = {
         ", stable|unchanged|mild|mildly|minimal|persistent|small|probable",
         "whereas",
         ";",
-        ":",
     ),
     # either of two
     "either": ("versus|vs", "suspected", "difficult to ?entirely exclude"),
