@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import sentencepiece
+from jaxtyping import Int
 
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import NO_REPORT, Report
@@ -181,7 +182,7 @@ class Tokenizer:
         """Return the ids of a text, without an end."""
         return self.model.encode(text)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, " t"]) -> str:
         """Return the text of ids up to the first end; padding and ids of no piece are left out."""
         kept = []
         for one in map(int, ids):
