@@ -12,6 +12,7 @@ import jax
 from xmae_jax import checkpoint
 from xmae_jax.data.findings import place_of
 from xmae_jax.digest import flatten, nested
+from xmae_jax.heads.report import ReportHeadConfig
 from xmae_jax.models import convert
 from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.models.weight_files import is_weights
@@ -25,6 +26,34 @@ def check(path: str) -> None:
             f"{path} has no checkpoints, and is no weights file: .safetensors, .pth, or a folder"
             " with config.json and model.safetensors (docs/weights.md)"
         )
+
+
+def load_all(
+    path: str | None, params: Params, *, shardings: Params, objective: Any
+) -> tuple[Params, list[str]]:
+    """Read what `init_from` holds, and over that what an objective's `decoder_from` does.
+
+    path: None where nothing is wanted of it. As `load`; a ValueError begins with the config's key.
+    """
+    loaded, lines, key = {}, [], "init_from"
+    try:
+        if path is not None:
+            loaded, lines = load(path, params, shardings=shardings, objective=objective)
+        key, other = "objective.decoder_from", getattr(objective, "decoder_from", None)
+        if other is not None:
+            inner, where = params["head"]["decoder"], shardings["head"]["decoder"]
+            decoder, told = load_decoder(other, inner, shardings=where)
+            head = loaded.get("head", params["head"]) | {"decoder": decoder}
+            loaded, lines = loaded | {"head": head}, lines + told
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return loaded, lines
+
+
+def load_decoder(path: str, params: Params, *, shardings: Params) -> tuple[Params, list[str]]:
+    """Read the decoder of a report run, or public T5 weights; ValueError as `load`."""
+    loaded, told = checkpoint.load_params(path, params, shardings=shardings, within="head/decoder/")
+    return loaded, [f"decoder from {path}: {told}"]
 
 
 def load(
@@ -98,6 +127,9 @@ def _compare_settings(run: str, there: dict[str, Any], encoder: Any) -> None:
 
 def _same_head(there: dict[str, Any], objective: Any) -> bool:
     """Say whether a run has the head of an objective, for the same findings in the same order."""
+    if isinstance(getattr(objective, "head", None), ReportHeadConfig):
+        # That both have one tokenizer is for the task to see to.
+        return there.get("head") == json.loads(json.dumps(dataclasses.asdict(objective.head)))
     if not hasattr(objective, "findings"):  # many heads side by side
         return False
     try:

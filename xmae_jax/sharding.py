@@ -26,11 +26,11 @@ AXES = ("data", "fsdp", "tensor")
 RULES = (
     (r".*/blocks/attention/qkv/kernel", P(None, "fsdp", None, "tensor")),
     (r".*/blocks/attention/qkv/bias", P(None, None, "tensor")),
-    (r".*/blocks/attention/q/kernel", P(None, "fsdp", "tensor")),
+    (r".*/blocks/(attention|cross)/q/kernel", P(None, "fsdp", "tensor")),
     (r".*/blocks/attention/q/bias", P(None, "tensor")),
-    (r".*/blocks/attention/kv/kernel", P(None, "fsdp", None, "tensor")),
+    (r".*/blocks/(attention|cross)/kv/kernel", P(None, "fsdp", None, "tensor")),
     (r".*/blocks/attention/kv/bias", P(None, None, "tensor")),
-    (r".*/blocks/attention/out/kernel", P(None, "tensor", "fsdp")),
+    (r".*/blocks/(attention|cross)/out/kernel", P(None, "tensor", "fsdp")),
     (r".*/blocks/mlp/gate_up/kernel", P(None, "fsdp", None, "tensor")),
     (r".*/blocks/mlp/gate_up/bias", P(None, None, "tensor")),
     (r".*/blocks/mlp/up/kernel", P(None, "fsdp", "tensor")),
@@ -41,6 +41,8 @@ RULES = (
     (r".*/(embed|patch_embed(/\w+)?|pixels)/kernel", P("fsdp")),
     (r".*/(embed|patch_embed(/\w+)?|pixels|norm)/(bias|scale)", P()),
     (r".*/(cls|mask_token|registers|positions)", P()),
+    (r".*/head/decoder/embedding", P(None, "fsdp")),
+    (r".*/head/decoder/out/kernel", P("fsdp")),
     (r".*/(unet|dense|head)/.*", P()),  # ten million parameters: a copy on every device
     (r"step|guard/\w+|opt_state/.*/?count", P()),
 )

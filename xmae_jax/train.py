@@ -160,9 +160,9 @@ def _train(
     else:
         make = jax.jit(program.init, out_shardings=shardings)
         first, state = 0, make(rng.key(config.seed, "init"))
-        if config.init_from is not None:
-            state, lines = initialise(state, config, objective, shardings)
-            say("\n".join(lines))
+        state, lines = initialise(state, config, objective, shardings)
+        for line in lines:
+            say(line)
     writer = writers.Writer(run.workdir, active=hosts.is_first())
     if hosts.is_first():
         if this_config not in run.configs:
@@ -279,17 +279,18 @@ def initialise(
     state: TrainState, config: Config, objective: Objective, shardings: TrainState
 ) -> tuple[TrainState, list[str]]:
     """Replace parameters by those that `init_from` holds; moments and averages start anew."""
-    assert config.init_from is not None
     params = merge(state.params, state.frozen)
     try:
-        loaded, lines = init_from.load(
+        loaded, lines = init_from.load_all(
             config.init_from,
             params,
             shardings=merge(shardings.params, shardings.frozen),
             objective=objective,
         )
     except ValueError as error:
-        raise ConfigError(f"config.init_from: {error}") from None
+        raise ConfigError(f"config.{error}") from None
+    if not loaded:
+        return state, lines
     params, frozen = split(params | loaded, config.optim.freeze)
     extra = jax.jit(objective.start, out_shardings=shardings.extra)(params)
     return dataclasses.replace(state, params=params, frozen=frozen, extra=extra), lines
