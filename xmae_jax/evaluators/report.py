@@ -96,7 +96,6 @@ class Reporting:
             labels=study.labels,
         )
 
-
     def _compared(self, written: list[Written]) -> list[Written]:
         """Say of which texts training has the like."""
         if self.training is None or not written:

@@ -74,9 +74,7 @@ def report_page(
     )
 
 
-def _ends(
-    reports: Reports, scoring: TextScoring, films: Films
-) -> tuple[list[Shown], list[Shown]]:
+def _ends(reports: Reports, scoring: TextScoring, films: Films) -> tuple[list[Shown], list[Shown]]:
     """Return the best and the worst, by F1 of the findings, and of equal ones by ROUGE-L."""
     each = each_study(reports, scoring)
     order = np.lexsort((-each["rouge_l"], -each["findings_f1"]))

@@ -36,7 +36,7 @@ def labelled(texts: Sequence[str]) -> Float64[np.ndarray, "n c"]:
 
 
 def _number(one: int | None) -> float:
-    return np.nan if one is None else one
+    return np.nan if one is None else float(one)
 
 
 def agreement(
