@@ -25,13 +25,16 @@ COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167),
 )  # fmt: skip
 NOTE = (
-    "Outlined: where the decoder's attention was at least half of its peak while the sentence was"
-    " written. Attention shows where the decoder read. It is no proof that something is there, and"
-    " not why the sentence was written."
+    "Coloured: where the decoder's attention was above even while the sentence was written."
+    " Outlined: where it was at least half of its peak, if that is twice even. Attention shows"
+    " where the decoder read. It is no proof that something is there, and does not say why a"
+    " sentence was written."
 )
 _EVEN = overlay.Scale("", base=1.0, least=1.5)
+_OUTLINED = 2.0  # times even that a peak has at least, so that half of it is not below even
 _SIDES = 512, 1024  # px that the longer side of a film has, at least and at most
 _LIST, _SMALL = 640, 112  # px: width of the list, longer side of the films in it
+_NARROW = 240  # px for a film at least, so that what is said of it is read
 _SIZE, _GAP = 20, 12
 _PAGE, _INK, _FAINT, _WARNING = (16, 16, 16), (235, 235, 235), (150, 150, 150), (255, 190, 90)
 # Names by which systems have a font with Chinese characters; Pillow's own has none.
@@ -65,28 +68,24 @@ class Sentence(NamedTuple):
 def draw(films: Sequence[Panel], sentences: Sequence[Sentence], *, title: str) -> bytes:
     """Return a PNG of a study's films and sentences."""
     shown = [_scaled(film, *_SIDES) for film in films]
-    marked = [np.repeat(film.pixels[:, :, None], 3, axis=2) for film in shown]
-    places: list[list[tuple[int, int]]] = [[] for _ in films]
-    for number, sentence in enumerate(sentences):
-        _outline(marked, shown, sentence, number=number, places=places)
-    height = max(2 * _SIZE, *(len(film) for film in marked))
-    width = sum(film.shape[1] for film in marked) + _GAP * (len(marked) - 1)
+    rooms = [max(film.pixels.shape[1], _NARROW) for film in shown]
+    width = sum(rooms) + _GAP * (len(rooms) - 1)
     page = _Page(width=width + _LIST + 3 * _GAP)
     below = page.text((_GAP, _GAP), title, room=page.width - 2 * _GAP) + _GAP
-    left, top = _GAP, below
-    for film, pixels in zip(shown, marked, strict=True):
-        room = pixels.shape[1]
+    lefts = [_GAP + sum(rooms[:i]) + i * _GAP for i in range(len(rooms))]
+    top = below
+    for film, left, room in zip(shown, lefts, rooms, strict=True):
         under = page.text((left, below), film.title, room=room)
         for line in film.warnings:
             under = page.text((left, under), line, room=room, colour=_WARNING)
         top = max(top, under + _GAP // 2)
-        left += room + _GAP
-    left = _GAP
-    for pixels in marked:
-        page.paste((left, top), pixels)
-        left += pixels.shape[1] + _GAP
-    page.text((_GAP, top + height + _GAP), NOTE, room=width, colour=_FAINT)
+    under = top
+    for place, (film, left) in enumerate(zip(shown, lefts, strict=True)):
+        page.paste((left, top), _outlined(film, place, sentences))
+        under = max(under, top + len(film.pixels))
+    page.text((_GAP, under + _GAP), NOTE, room=width, colour=_FAINT)
     small = [_scaled(film, _SMALL, _SMALL) for film in films]
+    left = width + 2 * _GAP
     for number, sentence in enumerate(sentences):
         below = _listed(page, (left, below), small, sentence, number=number)
     if not sentences:
@@ -104,52 +103,49 @@ def _scaled(film: Panel, least: int, most: int) -> Panel:
     return film._replace(pixels=np.asarray(pixels), placed=placed)
 
 
-def _outline(
-    marked: Sequence[UInt8[np.ndarray, "h w 3"]],
-    films: Sequence[Panel],
-    sentence: Sentence,
-    *,
-    number: int,
-    places: Sequence[list[tuple[int, int]]],
-) -> None:
-    """Draw a sentence's outline on each film where it read much, and its number at the peak."""
-    if sentence.peak < _EVEN.least:
-        return
-    colour = COLOURS[number % len(COLOURS)]
-    for pixels, film, read, taken in zip(marked, films, sentence.maps, places, strict=True):
-        heat = overlay.over_film(read, film.placed)
-        inside = (heat >= sentence.peak / 2).astype(np.uint8)
+def _outlined(film: Panel, place: int, sentences: Sequence[Sentence]) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw where each sentence read much of a film of the study, and its number at the peak."""
+    pixels = np.repeat(film.pixels[:, :, None], 3, axis=2)
+    peaks: dict[int, tuple[int, int]] = {}
+    for number, sentence in enumerate(sentences):
+        heat = overlay.over_film(sentence.maps[place], film.placed)
+        level = sentence.peak / 2
+        if sentence.peak < _OUTLINED or heat.max() < level:
+            continue
+        inside = (heat >= level).astype(np.uint8)
         lines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        for ink, wide in (((0, 0, 0), 5), (colour, 2)):
+        for ink, wide in (((0, 0, 0), 5), (_colour(number), 2)):
             cv2.drawContours(pixels, lines, -1, ink, wide, cv2.LINE_AA)
-        if lines:
-            y, x = np.unravel_index(int(heat.argmax()), heat.shape)
-            _badge(pixels, (int(x), int(y)), taken, number=number)
-
-
-def _badge(
-    pixels: UInt8[np.ndarray, "h w 3"],
-    at: tuple[int, int],
-    taken: list[tuple[int, int]],
-    *,
-    number: int,
-) -> None:
-    """Write a sentence's number beside a place; where another stands, further to the right."""
+        y, x = np.unravel_index(int(heat.argmax()), heat.shape)
+        peaks[number] = int(x), int(y)
     image = Image.fromarray(pixels)
-    size = _SIZE + 6
-    x, y = at[0] - size // 2, min(max(at[1] - size // 2, 0), max(image.height - size, 0))
-    while any(abs(x - a) < size and abs(y - b) < size for a, b in taken):
-        x += size
-    x = min(max(x, 0), max(image.width - size, 0))
-    taken.append((x, y))
-    _number(ImageDraw.Draw(image), (x, y), number)
-    pixels[:] = np.asarray(image)
+    _badges(image, peaks)
+    return np.asarray(image)
+
+
+def _badges(image: Image.Image, peaks: dict[int, tuple[int, int]]) -> None:
+    """Write sentences' numbers at their peaks; where one stands already, beside or below it."""
+    size, taken = _SIZE + 6, []
+    pen = ImageDraw.Draw(image)
+    right, bottom = max(image.width - size, 0), max(image.height - size, 0)
+    for number, (x, y) in peaks.items():
+        x, y = min(max(x - size // 2, 0), right), min(max(y - size // 2, 0), bottom)
+        while any(abs(x - a) < size and abs(y - b) < size for a, b in taken):
+            x += size
+            if x > right:
+                x, y = 0, y + size
+        taken.append((x, y))
+        _number(pen, (x, y), number)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    return COLOURS[number % len(COLOURS)]
 
 
 def _number(pen: ImageDraw.ImageDraw, at: tuple[int, int], number: int) -> None:
     x, y = at
     box = (x, y, x + _SIZE + 5, y + _SIZE + 5)
-    pen.rectangle(box, COLOURS[number % len(COLOURS)], "black")
+    pen.rectangle(box, _colour(number), "black")
     middle = (x + _SIZE // 2 + 3, y + _SIZE // 2 + 3)
     pen.text(middle, str(number + 1), "black", ImageFont.load_default(_SIZE - 4), anchor="mm")
 
@@ -158,11 +154,14 @@ def _listed(
     page: _Page, at: tuple[int, int], films: Sequence[Panel], sentence: Sentence, *, number: int
 ) -> int:
     """Write a sentence into the list, with its films; return where the next one goes."""
-    colour, (left, top) = COLOURS[number % len(COLOURS)], at
-    most = max(overlay.top_of(np.concatenate([m.ravel() for m in sentence.maps])[None], _EVEN), 1.5)
+    colour, (left, top) = _colour(number), at
+    most = overlay.top_of(np.concatenate([one.ravel() for one in sentence.maps])[None], _EVEN)
+    span = max(most, _EVEN.least) - _EVEN.base
     x, under = left, top
     for film, read in zip(films, sentence.maps, strict=True):
-        share = np.clip((overlay.over_film(read, film.placed) - 1) / (most - 1), 0, 1)[:, :, None]
+        share = np.clip((overlay.over_film(read, film.placed) - _EVEN.base) / span, 0, 1)[
+            :, :, None
+        ]
         mixed = (1 - 0.8 * share) * film.pixels[:, :, None] + 0.8 * share * np.array(colour)
         page.paste((x, top), np.rint(mixed).astype(np.uint8))
         x, under = x + mixed.shape[1] + _GAP // 2, max(under, top + len(mixed))
@@ -170,9 +169,8 @@ def _listed(
     x += _GAP + _SIZE + 10
     room = left + _LIST - x
     y = page.text((x, top), sentence.text, room=room, colour=colour)
-    told = f"probability of a token {sentence.probability:.2f}; "
-    most = f"attention up to {sentence.peak:.1f} times even"
-    told += most if sentence.peak >= _EVEN.least else "attention nearly even: not outlined"
+    told = f"token probability {sentence.probability:.2f}, attention to {sentence.peak:.1f} x even"
+    told += "" if sentence.peak >= _OUTLINED else ": not outlined"
     y = page.text((x, y), told, room=room, colour=_FAINT, size=_SIZE - 4)
     return max(y, under) + _GAP
 

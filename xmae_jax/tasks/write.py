@@ -173,9 +173,10 @@ def grouped(
     """
     found: dict[tuple, Study] = {}
     for number, ((name, folder), one) in enumerate(zip(named, ids, strict=True), 1):
-        said = not isinstance(one, FilmError) and bool(one[1])
+        ids_of = ("", "") if isinstance(one, FilmError) else one
+        said = bool(ids_of[1])
         if said:
-            key = ("study", *one)
+            key = ("study", *ids_of)
         else:
             key = ("file", number) if folder is None else ("folder", folder)
         study = found.setdefault(key, Study(len(found) + 1, said, []))
@@ -318,6 +319,9 @@ class _Writer:
         number, names = seen.study.number, [file.name for file in seen.study.files]
         for one in seen.files:
             self._file(number, one)
+            if one.status != "ok" and one.reason != seen.reason:
+                print(f"  file {one.file.number} ({shown(one.file.name)}): {one.status}:"
+                      f" {one.reason}")  # fmt: skip
         status = "rejected" if told is None else "ok"
         start = [number, "; ".join(names), status, seen.reason]
         who = f"study {number} ({shown(names[0])}"
@@ -349,8 +353,6 @@ class _Writer:
             facts = [" ".join(film.flags), film.view, film.kind, *film.original_size]
         number, name = one.file
         self._files.write([number, name, study, one.status, one.reason, *facts])
-        if one.status != "ok":
-            print(f"  file {number} ({shown(name)}): {one.status}: {one.reason}")
 
 
 def _flags(one: Shown, used: Sequence[Shown]) -> list[str]:
