@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from xmae_jax import hosts
+from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import Report
@@ -17,6 +20,29 @@ from xmae_jax.writers import write_atomic
 
 PUBLIC = "spiece.model"
 """Its name beside public T5 weights."""
+
+
+def with_decoder(config: Config) -> Config:
+    """Take the decoder's settings from the run that `decoder_from` names, if it is a run."""
+    start = config.objective.get("decoder_from")
+    if start is None or not step_directories(start):
+        return config
+    saved = Path(start) / "config.json"
+    try:
+        decoder = json.loads(saved.read_text())["objective"]["head"]["decoder"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "it writes no reports" if isinstance(error, (KeyError, TypeError)) else error
+        raise ConfigError(f"config.objective.decoder_from: {saved}: {what}") from None
+    head = config.objective["head"]
+    # What is dropped while training is this run's own affair.
+    decoder = {**decoder, "dropout": head["decoder"]["dropout"]}
+    if decoder == head["decoder"]:
+        return config
+    sizes = ", ".join(f"{name} {decoder[name]}" for name in ("width", "depth", "vocab"))
+    if hosts.is_first():
+        print(f"the decoder is that of {start}, not of the config: {sizes}")
+    objective = {**config.objective, "head": {**head, "decoder": decoder}}
+    return dataclasses.replace(config, objective=objective)
 
 
 def tokenizer_of(config: Config, workdir: Path, training: Split) -> Tokenizer | None:

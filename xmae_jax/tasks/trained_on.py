@@ -59,7 +59,9 @@ def is_own(loaded: LoadedRun, config: Config) -> bool:
     record = read_run(loaded.workdir)
     moved = dataclasses.replace(loaded.config, data=dataclasses.replace(saved, path=now.path))
     try:
-        digests = open_split(moved, saved.split, findings=loaded.objective.findings).digests
+        digests = open_split(
+            moved, saved.split, findings=getattr(loaded.objective, "findings", ())
+        ).digests
     except ConfigError:
         return False
     return record is not None and [s["digest"] for s in record.sources] == [*digests]
@@ -80,7 +82,7 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
     """Look for films of `splits` in training; Leaked if there are any, unless that is allowed.
 
     The films of training themselves are passed over. Runs before this one count as far as they
-    were trained on findings and are run directories.
+    were trained on findings or reports and are run directories.
     """
     paths = config.data.paths if is_own(loaded, config) else loaded.config.data.paths
     data = dataclasses.asdict(loaded.config.data) | {"path": paths}
@@ -90,7 +92,7 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
         training = open_split(
             dataclasses.replace(loaded.config, data=moved),
             moved.split,
-            findings=loaded.objective.findings,
+            findings=getattr(loaded.objective, "findings", ()),
         )
         positive = class_stats(training)[0]
     except DataError as error:
@@ -128,20 +130,22 @@ def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str],
 
 
 def _before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs of findings that a run was begun from, newest first, with their configs."""
-    passed, start = {loaded.workdir.absolute()}, loaded.config.init_from
-    while start is not None:
-        workdir = Path(start).absolute()
-        if workdir in passed or not (workdir.is_dir() and step_directories(workdir)):
-            return
+    """Yield the runs of findings or reports that a run was begun from, with their configs."""
+    passed = {loaded.workdir.absolute()}
+    starts = [loaded.config.init_from, loaded.config.objective.get("decoder_from")]
+    while starts:
+        start = starts.pop(0)
+        workdir = Path(start or "").absolute()
+        if start is None or workdir in passed or not step_directories(workdir):
+            continue
         passed.add(workdir)
         try:
             tree = json.loads((workdir / "config.json").read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"config.init_from: {workdir / 'config.json'}: {error}") from None
-        if "findings" in tree["objective"]:
+        if "findings" in tree["objective"] or tree["objective"]["name"] == "report":
             yield workdir, tree
-        start = tree["init_from"]
+        starts += [tree["init_from"], tree["objective"].get("decoder_from")]
 
 
 def _manifest(path: str) -> str | None:
