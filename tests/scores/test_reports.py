@@ -32,6 +32,7 @@ def written(place: int, generated: str, reference: str = "No effusion.", **more)
         "patient": f"p{place // 2}",
         "study": f"s{place}",
         "source": "made",
+        "sections": "findings",
         "tokens": 7,
         "generated_known": None,
         "reference_known": None,

@@ -1,10 +1,10 @@
 """`predictions.csv` of reports: a line for each study, from which every score is computed.
 
 Columns: split, source_index, index (the study's place in its data), id, patient, study, source,
-then what was generated, its reference, how many tokens were generated, and whether texts alike
-stand in the training data (1, 0, empty where those are not known), and for each finding of the
-labeller `label:NAME` as the films' own labels have it: 1 present, 0 absent, u uncertain, empty
-unknown.
+then the sections that are scored, what was generated, its reference, how many tokens were
+generated, and whether texts alike stand in the training data (1, 0, empty where those are not
+known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
+1 present, 0 absent, u uncertain, empty unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.predictions import PredictionsError, numbered
 
 COLUMNS = (
-    "split source_index index id patient study source generated reference tokens"
+    "split source_index index id patient study source sections generated reference tokens"
     " generated_in_training reference_in_training"
 ).split()
 _NAMED = tuple(f"label:{name}" for name in NAMES)
@@ -40,6 +40,8 @@ class Written(NamedTuple):
     patient: str
     study: str
     source: str
+    sections: str
+    """Which sections of reports text and reference hold, a blank between them."""
     generated: str
     reference: str
     tokens: int
@@ -149,6 +151,7 @@ def _study(line: Sequence[str], where: str) -> Written:
         patient=cells["patient"],
         study=cells["study"],
         source=cells["source"],
+        sections=cells["sections"],
         generated=cells["generated"],
         reference=cells["reference"],
         tokens=tokens,
