@@ -1,6 +1,7 @@
 """Run directories with random weights: what a run leaves, without training it."""
 
 import importlib
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,16 +12,25 @@ from xmae_jax import checkpoint
 from xmae_jax import config as config_lib
 from xmae_jax.data.manifest import data_set, film_format
 from xmae_jax.data.records import Records
+from xmae_jax.data.text import Tokenizer
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import split
-from xmae_jax.rundir import Run
+from xmae_jax.rundir import TOKENIZER, Run
 from xmae_jax.tasks.model import named
 from xmae_jax.typing import TrainState
 
 SMALL = dict(width=32, depth=2, heads=2, patch_size=16, base_grid=4)
 
 
-def make_run(workdir: Path, config: str, *, data: Path | None = None, step: int = 7, **changes):
+def make_run(
+    workdir: Path,
+    config: str,
+    *,
+    data: Path | None = None,
+    step: int = 7,
+    tokenizer: Path | None = None,
+    **changes,
+):
     """Write the run directory of a config's smoke variant; return its config.
 
     changes: of the config, `objective__encoder__width=8` for a key below others. Every parameter is
@@ -56,6 +66,9 @@ def make_run(workdir: Path, config: str, *, data: Path | None = None, step: int 
         for path, s in zip(made.data.paths, sources, strict=True)
     ]
     workdir.mkdir(parents=True)
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer, workdir / TOKENIZER)
+        listed = [{**one, "tokenizer": Tokenizer.load(tokenizer).digest} for one in listed]
     (workdir / "config.json").write_text(config_lib.to_json(made))
     trained_on = [data_set(path, split=made.data.split) for path in made.data.paths]
     run = Run(workdir, "0123456789abcdef", listed, trained_on=trained_on)

@@ -2,7 +2,7 @@
 
 Each file is read in a child process, made square and resized as the films of the run were, and
 shown to the newest checkpoint. What then comes out goes by what the run predicts: findings of each
-file, which are here, or reports of studies (`tasks/write.py`). docs/predict.md has every column.
+file, which are here, or reports of studies (`tasks/predict_reports.py`). docs/predict.md has every column.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.film import FLAGS, Film, FilmError, read_film
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.sandbox import Sandbox
-from xmae_jax.tasks import heat, overlay, write
+from xmae_jax.tasks import heat, overlay, predict_reports
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.outputs import ABOUT, PREDICTIONS, NoFilm, Table, make_output, shown
 from xmae_jax.tasks.predictor import Decisions, Predictor, Seen, Told
@@ -87,7 +87,7 @@ def _classify(config: Config, loaded: LoadedRun, files: Sequence[str]) -> None:
 
 _TASKS: dict[str, Callable[[Config, LoadedRun, Sequence[str]], None]] = {
     "classify": _classify,
-    "write": write.run,
+    "write": predict_reports.run,
 }
 """What a run predicts -> what is made of films then."""
 
