@@ -1,8 +1,9 @@
 """Predict from films as they are: DICOM, PNG, JPEG and TIFF files, any of them broken.
 
 Each file is read in a child process, made square and resized as the films of the run were, and
-shown to the newest checkpoint. What then comes out goes by what the run predicts: findings of each
-file, which are here, or reports of studies (`tasks/predict_reports.py`). docs/predict.md has every column.
+shown to the newest checkpoint. What comes out goes by what the run predicts: findings of each file,
+which are here, or reports of studies, which are in `tasks/predict_reports.py`. docs/predict.md has
+every column.
 """
 
 from __future__ import annotations

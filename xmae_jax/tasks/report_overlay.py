@@ -30,6 +30,7 @@ NOTE = (
     " where the decoder read. It is no proof that something is there, and does not say why a"
     " sentence was written."
 )
+NO_FONT = "(no font here has its characters: see the text)"
 _EVEN = overlay.Scale("", base=1.0, least=1.5)
 _OUTLINED = 2.0  # times even that a peak has at least, so that half of it is not below even
 _SIDES = 512, 1024  # px that the longer side of a film has, at least and at most
@@ -38,7 +39,7 @@ _NARROW = 240  # px for a film at least, so that what is said of it is read
 _SIZE, _GAP = 20, 12
 _PAGE, _INK, _FAINT, _WARNING = (16, 16, 16), (235, 235, 235), (150, 150, 150), (255, 190, 90)
 # Names by which systems have a font with Chinese characters; Pillow's own has none.
-_CHINESE = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "msyh.ttc", "simhei.ttf", "PingFang.ttc")
+CHINESE = ("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "msyh.ttc", "simhei.ttf", "PingFang.ttc")
 
 
 class Panel(NamedTuple):
@@ -209,9 +210,9 @@ class _Page:
         size: int = _SIZE,
     ) -> int:
         """Write a text in lines of at most `room` px; return where the next one goes."""
-        font, text = _font(text, size)
+        font, text = font_for(text, size)
         (x, y), step = at, size + size // 3
-        for line in _lines(text, font, room):
+        for line in lines_of(text, font, room=room):
             self._grow(y + step)
             ImageDraw.Draw(self._image).text((x, y), line, colour, font)
             y += step
@@ -224,21 +225,21 @@ class _Page:
         return data.getvalue()
 
 
-def _font(text: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
+def font_for(text: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
     """Choose a font that has the characters of a text; where there is none, say so instead."""
     plain = ImageFont.load_default(size)
     if all(ord(c) < 0x2E80 for c in text):
         return plain, text
-    for name in _CHINESE:
+    for name in CHINESE:
         try:
             return ImageFont.truetype(name, size), text
         except OSError:
             continue
-    return plain, "(no font here has its characters: see the text)"
+    return plain, NO_FONT
 
 
-def _lines(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int
+def lines_of(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, *, room: int
 ) -> Iterator[str]:
     """Break a text at blanks, at Chinese characters, and anywhere in a word that is too long."""
     line, pending = "", ""
