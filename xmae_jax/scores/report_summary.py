@@ -132,14 +132,16 @@ def compare(first: Reports, second: Reports, split: str) -> dict[str, Any]:
     texts = [[one.generated for one in of.studies] for of in both]
     references, patients = [one.reference for one, _ in pairs], both[0].patients()
     words = compare_texts(
-        *(dict(zip(names, some, strict=True)) for some in texts),
+        dict(zip(names, texts[0], strict=True)),
+        dict(zip(names, texts[1], strict=True)),
         dict(zip(names, references, strict=True)),
         dataclasses.replace(scoring_of(both[0]), cut=None),
         patients=dict(zip(names, map(str, patients.tolist()), strict=True)),
     )["full"]
     policy = POLICIES[0]
+    said = [labelled(some) for some in texts]
     findings = difference(
-        *map(labelled, texts), labelled(references), patients=patients, policy=policy
+        said[0], said[1], labelled(references), patients=patients, policy=policy
     )
     return {
         "split": split,
