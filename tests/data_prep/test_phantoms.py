@@ -1,6 +1,7 @@
 """The phantoms: frozen bytes, exact truth, findings that are there, no shortcut around them."""
 
 import csv
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -16,9 +17,11 @@ from data_prep.phantom_anatomy import FINDINGS, draw_film, draw_patient, draw_st
 from data_prep.phantom_findings import FOCAL, plant
 from data_prep.phantom_frontal import LUNG_STEP
 from data_prep.phantom_raster import Draws, Frame
-from data_prep.phantom_text import millimetres, zone
+from data_prep.phantom_templates import ABSENT, NORMAL, NORMAL_HEART, PRESENT
+from data_prep.phantom_text import fields_of, fill, millimetres, write, zone
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "phantoms_v1.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "phantoms_v2.json"
+FILMS_OF_VERSION_1 = "730d0756007fa4b2010dc7253f2ff212a9dcd5ef3381b4cb087f4562c269458b"
 GOLDEN_FILMS = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
@@ -72,6 +75,17 @@ def test_the_generator_is_frozen(index):
     assert kept.pop("lung_share") == pytest.approx(now.pop("lung_share"), abs=0.002)
     assert kept == now
     assert difference.max() <= 1.0
+
+
+def test_films_and_labels_are_those_of_version_1():
+    whole = hashlib.sha256()
+    for index in range(24):
+        film = phantoms.draw(0, index, size=64)
+        whole.update(film.image.tobytes())
+        whole.update(np.packbits(film.lung_mask).tobytes())
+        about = [film.labels, film.patient, film.study, film.view, film.sex, film.age]
+        whole.update(json.dumps(about).encode())
+    assert whole.hexdigest() == FILMS_OF_VERSION_1
 
 
 def test_the_random_stream_is_philox_raw_bits():
@@ -216,31 +230,92 @@ def test_lungs_are_dark_and_the_middle_is_bright():
         assert all_ - dark > 40
 
 
+# What a rule labeller goes by: a word for each finding, and words that deny or doubt it.
+NAMES = {
+    "Atelectasis": r"atelecta(sis|tic)",
+    "Cardiomegaly": r"cardiomegaly|(heart|cardiac)\b.*\benlarged|enlarged (heart|cardiac)"
+    r"|enlargement of the (heart|cardiac)|cardiac enlargement",
+    "Consolidation": r"consolidati(on|ve)",
+    "Edema": "edema",
+    "Effusion": "effusion",
+    "Nodule": "nodule",
+    "Pneumothorax": "pneumothorax",
+}
+DENIED = r"\b(no|not|without|negative|absent)\b"
+NORMAL_SIZE = r"normal|within normal limits"
+HEDGED = r"\b(may|might|possibl[ey]|probabl[ey]|suggest\w*|question\w*|cannot|likely|versus|or)\b"
+SIDED = {*FINDINGS} - {"Cardiomegaly", "Edema"}
+
+
+def sentence(name: str, template: str, side: int = -1) -> str:
+    study, _ = study_of(0, *films(lambda s, v: "Nodule" in s.planted, 1))
+    finding = replace(study.planted["Nodule"], side=side)
+    fields = fields_of(name, finding) | {"degree": "mild", "ratio": 0.53}
+    return fill(template, **fields)
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_every_sentence_names_its_finding_and_its_side(name):
+    assert len(set(PRESENT[name])) == len(PRESENT[name]) == 20
+    for template in PRESENT[name]:
+        text = sentence(name, template)
+        assert re.search(NAMES[name], text, re.I), text
+        assert not re.search(f"{DENIED}|{HEDGED}", text, re.I), text
+        others = [other for other in FINDINGS if other != name]
+        assert not any(re.search(NAMES[other], text, re.I) for other in others), text
+        sides = re.findall(r"\b(right|left)\b", text, re.I)
+        assert [side.lower() for side in sides] == ["right"] * (name in SIDED), text
+        assert ("left" in sentence(name, template, 1).lower()) == (name in SIDED)
+        assert text[0].isupper() and text[-1] == "." and "{" not in text
+
+
+def test_every_denial_names_what_it_denies():
+    assert set(ABSENT) == set(FINDINGS) - {"Cardiomegaly"}
+    for name, templates in ABSENT.items():
+        assert len(set(templates)) == len(templates) == 20
+        for text in templates:
+            assert re.search(NAMES[name], text) and re.search(DENIED, text), text
+    for text in NORMAL_HEART:
+        assert re.search(NORMAL_SIZE, text) or (
+            re.search(DENIED, text) and re.search(NAMES["Cardiomegaly"], text)
+        ), text
+    assert len(set(NORMAL_HEART)) == len(set(NORMAL)) == 20
+    assert not any(re.search(word, text) for word in NAMES.values() for text in NORMAL)
+
+
 def test_reports_say_what_was_planted():
-    negative = {
-        "Consolidation": r"No consolidation|No focal airspace|lungs are clear",
-        "Edema": r"No pulmonary edema|vascularity is normal",
-        "Effusion": r"No pleural effusion|angles are sharp",
-        "Nodule": r"No nodule|No lung nodule",
-        "Pneumothorax": r"[Nn]o pneumothorax",
-        "Atelectasis": r"No atelectasis|No band",
-        "Cardiomegaly": r"Heart size is normal|not enlarged",
-    }
-    for index in range(40):
+    said: dict[str, set[str]] = {}
+    for index in range(2_500):
         study, _ = study_of(2, index)
-        phantom = phantoms.draw(2, index, size=64)
-        for name, denied in negative.items():
-            if study.labels[name]:
-                assert not re.search(denied, phantom.findings), (name, phantom.findings)
-        for name in ("Effusion", "Pneumothorax", "Cardiomegaly"):
-            if not study.labels[name]:
-                assert re.search(negative[name], phantom.findings), (name, phantom.findings)
+        findings, impression = write(study, Draws(2, index))
+        texts = re.split(r"(?<=[.]) (?=[A-Z])", findings)
+        for name, present in study.labels.items():
+            if name == "No_Finding":
+                continue
+            told = [text for text in texts[2:] if re.search(NAMES[name], text, re.I)]
+            if name == "Cardiomegaly":
+                told = [texts[1]]
+            denied = [bool(re.search(f"{DENIED}|{NORMAL_SIZE}", text, re.I)) for text in told]
+            assert denied == ([False] if present else [True] * len(told)), findings
+            if name in ("Effusion", "Pneumothorax"):
+                assert told
+            assert bool(re.search(NAMES[name], impression, re.I)) == bool(present), impression
+            for text in told:
+                words = r"\b(left|right|upper|mid|lower|small|trace|moderate|large|mild|moderately"
+                kind = re.sub(words + r"|mildly)\b|[\d.]+", "#", text.lower())
+                said.setdefault(f"{name} {present}", set()).add(kind)
+            if present and name in SIDED:
+                side = "right" if study.planted[name].side < 0 else "left"
+                other = {"right": "left", "left": "right"}[side]
+                assert side in told[0].lower() and other not in told[0].lower(), told
         if "Nodule" in study.planted:
             nodule = study.planted["Nodule"]
             side = "right" if nodule.side < 0 else "left"
-            assert f"{side} {zone(nodule)} zone nodule" in phantom.impression.lower()
-            assert f"{millimetres(nodule)} mm" in phantom.impression
-        assert ("and lateral views" in phantom.findings) == (len(study.views) == 2)
+            assert f"{side} {zone(nodule)} zone nodule" in impression.lower()
+            assert f"{millimetres(nodule)} mm" in impression
+        assert ("and lateral views" in findings) == (len(study.views) == 2)
+    # Some differ in nothing but their numbers.
+    assert min(map(len, said.values())) >= 17, {name: len(kinds) for name, kinds in said.items()}
 
 
 def run(tmp_path, *extra: str, name: str = "out") -> Path:
@@ -266,13 +341,13 @@ def test_the_folder_has_the_layout_that_build_reads(tmp_path, capsys):
         np.testing.assert_array_equal(mask, phantom.lung_mask * np.uint8(255))
         assert {name: int(row[name]) for name in phantom.labels} == phantom.labels
         assert (row["patient_id"], row["view"]) == (phantom.patient, phantom.view)
-        assert (row["source"], row["generator_version"]) == ("phantom-v1", "1")
+        assert (row["source"], row["generator_version"]) == ("phantom-v2", "2")
     reports = {row["study_id"]: row for row in csv.DictReader((out / "reports.csv").open())}
     assert set(reports) == {row["study_id"] for row in labels}
     present = [name for row in reports.values() for name in row["images_present"].split(";")]
     assert sorted(present) == [row["image"] for row in labels]
     manifest = json.loads((out / "phantoms.json").read_text())
-    assert manifest["generator"] == "xmae_jax phantoms" and manifest["version"] == 1
+    assert manifest["generator"] == "xmae_jax phantoms" and manifest["version"] == 2
     assert manifest["pixel_logistic_macro_auroc"] is None
 
 

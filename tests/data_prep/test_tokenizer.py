@@ -102,9 +102,13 @@ def test_usage_errors_exit_64(argv, tmp_path, monkeypatch, capsys):
 
 
 def test_indiana_reports_fit(cxr, tmp_path):
-    argv = ["--input", str(cxr / "reports.csv"), "--output", str(tmp_path / "a.model")]
-    assert tokenizer.main([*argv, "--vocab", "2000"]) == 0
+    with (cxr / "reports.csv").open(newline="") as file:
+        lines = list(csv.reader(file))[:801]
+    with (tmp_path / "some.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    argv = ["--input", str(tmp_path / "some.csv"), "--output", str(tmp_path / "a.model")]
+    assert tokenizer.main([*argv, "--vocab", "1000"]) == 0
     fits = json.loads((tmp_path / "a.json").read_text())["fertility"]
-    assert fits["val"]["texts"] > 500
-    assert fits["val"]["per_word"] < 1.7 and fits["val"]["covered"] > 0.999
+    assert fits["val"]["texts"] > 150
+    assert fits["val"]["per_word"] < 1.9 and fits["val"]["covered"] > 0.999
     assert fits["val"]["unknown"] == 0

@@ -54,7 +54,7 @@ NO_REPORT = Report(findings="", impression="", indication="", comparison="")
 class Record(TypedDict):
     """One film as stored; s is the side of the stored (square) film in pixels."""
 
-    image: bytes  # JPEG or PNG, one channel, s x s
+    image: bytes  # JPEG or PNG, one channel, s x s; empty where there is a report alone
     lung_mask: bytes | None  # 1-bit PNG over the same square, at most MASK_SIDE px
     lung_hull: bytes | None  # convex hull of the mask, stored likewise
     mask_source: (
@@ -267,7 +267,7 @@ class Records:
 
     labels: tuple[str, ...]
     digest: str  # sha256 over the manifest's entries of this split
-    size: int  # side of a stored film in pixels
+    size: int  # side of a stored film in pixels; 0 of reports alone
 
     def __init__(self, directory: str | os.PathLike, split: str) -> None:
         """Compare all shards with the manifest, cheaply; open none for reading yet.
@@ -385,7 +385,7 @@ def write_tfds_metadata(
     """Write features.json and dataset_info.json; return file -> sha256 for the manifest.
 
     name: the data set's name, lower case with underscores; files: the manifest's entries of the
-    shards; labels: length of the label vector; codec: of the films.
+    shards; labels: length of the label vector; codec: of the films, "none" if there are none.
     """
     import tensorflow_datasets as tfds  # slow to import, and only the writer needs it
 
@@ -408,7 +408,7 @@ def write_tfds_metadata(
         )
     tfds.folder_dataset.write_metadata(
         data_dir=os.fspath(directory),
-        features=_tfds_features(labels, CODECS[codec]),
+        features=_tfds_features(labels, CODECS.get(codec)),
         split_infos=splits,
         filename_template=template,
         check_data=False,  # the check needs TensorFlow
@@ -421,10 +421,11 @@ def _tfds_features(labels: int, dtype: Any) -> Any:
     import tensorflow_datasets as tfds
 
     features = tfds.features
+    film = features.Image(shape=(None, None, 1), dtype=dtype or np.uint8)
     mask = features.Sequence(features.Image(shape=(None, None, 1), encoding_format="png"))
     return features.FeaturesDict(
         {
-            "image": features.Image(shape=(None, None, 1), dtype=dtype),
+            "image": features.Text() if dtype is None else film,
             **{key: mask for key in _MASKS},
             **{key: features.Text() for key in _TEXTS},
             **{key: np.float32 for key in _NUMBERS},

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xmae_jax import writers
 from xmae_jax.data.text import Tokenizer
 
 Row = dict[str, Any]
@@ -57,7 +58,16 @@ class Perplexity:
         return "\n".join(lines)
 
     def draw(self, rows: Iterable[Row], path: Path, *, title: str) -> None:
-        """Draw nothing: there is nothing to see of a likelihood."""
+        """Write each text, every token the redder the less the model foretold it."""
+        texts = [self._pieces(row) for row in rows]
+        writers.shaded_texts(path, texts, title=f"{title}: a token's probability, white 1, red 1 %")
+
+    def _pieces(self, row: Row) -> list[tuple[str, float]]:
+        """Return each token as written, a blank before it where a word begins, and its shade."""
+        ids = row["text"][: int(row["tokens"])]
+        names = [self.tokenizer.model.id_to_piece(int(one)).replace("\u2581", " ") for one in ids]
+        shades = np.clip(row["token_nll"][: len(ids)] / math.log(100), 0, 1)
+        return list(zip(names, shades.tolist(), strict=True))
 
 
 def perplexities(predictions: str) -> dict[str, Any]:

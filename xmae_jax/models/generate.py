@@ -82,8 +82,8 @@ class _Beams(NamedTuple):
 
 
 class _State(NamedTuple):
-    count: Int[Array, ""]
-    """Tokens chosen."""
+    chosen: Int[Array, ""]
+    """How many tokens."""
     running: _Beams
     done: _Beams
     ended: Bool[Array, "b c"]
@@ -180,7 +180,7 @@ def _generate(
         maps = jnp.zeros((b, t, n, seen_first.shape[1]), jnp.float32)
         maps = maps.at[:, 0, 0].set(seen_first.astype(jnp.float32))
     state = _State(
-        count=jnp.asarray(0, jnp.int32),
+        chosen=jnp.asarray(0, jnp.int32),
         running=running,
         done=running._replace(score=jnp.full((b, n), _NEVER, jnp.float32)),
         ended=jnp.zeros((b, n), bool),
@@ -194,17 +194,17 @@ def _generate(
     state = choose(state, jnp.broadcast_to(logits, (b, n, logits.shape[2])))
 
     def more(state: _State) -> Array:
-        return (state.count < max_new) & state.open.any()
+        return (state.chosen < max_new) & state.open.any()
 
     def body(state: _State) -> _State:
-        place = p + state.count - 1
+        place = p + state.chosen - 1
         seen = _seen(state.running.at, first, place)
         new = jax.lax.dynamic_index_in_dim(state.running.tokens, place, axis=2, keepdims=False)
         logits, cache, read = steps.step(new, state.cache, position=place, seen=seen)
         maps = state.maps
         if maps is not None:
             update = read.astype(maps.dtype)[:, None]
-            maps = jax.lax.dynamic_update_slice_in_dim(maps, update, state.count, axis=1)
+            maps = jax.lax.dynamic_update_slice_in_dim(maps, update, state.chosen, axis=1)
         return choose(state._replace(cache=cache, maps=maps), logits)
 
     state = jax.lax.while_loop(more, body, state)
@@ -261,7 +261,7 @@ def _choose(
     config: GenerateConfig,
 ) -> _State:
     """Take the best next tokens of all beams; put aside the texts that end."""
-    c, n, count = config, config.beams, state.count
+    c, n, count = config, config.beams, state.chosen
     b, _, v = logits.shape
     running, place = state.running, given + count
     log_prob = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
@@ -309,7 +309,7 @@ def _choose(
         worst = jnp.where(ended, done.score.min(axis=1, keepdims=True), _NEVER)
         still = (following.score[:, :1] / penalty > worst).any(axis=1)
     return state._replace(
-        count=count + 1,
+        chosen=count + 1,
         running=following,
         done=done,
         ended=ended,

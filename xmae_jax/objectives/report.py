@@ -55,13 +55,17 @@ class Reporter(nnx.Module):
         return self.head.context(patches, valid=valid, views=batch["view_ids"])
 
 
+def lengths(ids: Int[Array, "b t"]) -> Int[Array, " b"]:
+    """Count the tokens of each row."""
+    return (ids != PAD).sum(axis=1)
+
+
 def joined(
     prefix: Int[Array, "b p"], text: Int[Array, "b t"]
 ) -> tuple[Int[Array, "b pt"], Bool[Array, "b pt"]]:
     """Put each row's text right behind its prefix; return (ids, which of them are text)."""
     both = jnp.concatenate([prefix, text], axis=1)
-    first = (prefix != PAD).sum(axis=1, keepdims=True)  # b 1
-    length = (text != PAD).sum(axis=1, keepdims=True)
+    first, length = lengths(prefix)[:, None], lengths(text)[:, None]  # b 1
     place = jnp.arange(both.shape[1])[None]  # 1 pt
     source = jnp.where(place < first, place, place - first + prefix.shape[1])
     ids = jnp.take_along_axis(both, jnp.minimum(source, both.shape[1] - 1), axis=1)
@@ -136,12 +140,20 @@ class Report(ModuleObjective):
     def likelihood(
         self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array
     ) -> dict[str, Array]:
-        """Return `nll` float32 [b], summed over the `tokens` int32 [b] of each text, in nats."""
+        """Return `nll` float32 [b], summed over the `tokens` int32 [b] of each text, in nats.
+
+        `token_nll` float32 [b t] has that of each token of `text`, 0 behind its end.
+        """
         rows = self.prepare(batch, rng_key, jnp.zeros((), jnp.int32)).batch
         log_p = _log_probability(self.averaged(params, frozen, extra), rows, keys=None)
         nll = -jnp.take_along_axis(log_p, rows["ids"][..., None], axis=-1)[..., 0]
-        learnt = rows["learnt"]
-        return {"nll": jnp.where(learnt, nll, 0.0).sum(axis=1), "tokens": learnt.sum(axis=1)}
+        nll = jnp.where(rows["learnt"], nll, 0.0)
+        place = jnp.arange(batch["text"].shape[1])[None] + lengths(batch["prefix"])[:, None]
+        return {
+            "nll": nll.sum(axis=1),
+            "tokens": rows["learnt"].sum(axis=1),
+            "token_nll": jnp.take_along_axis(nll, place, axis=1),
+        }
 
     def write(
         self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array
@@ -155,7 +167,7 @@ class Report(ModuleObjective):
                 model.head.decoder.memory(context.tokens),
                 memory_valid=context.valid,
                 prefix=batch["prefix"],
-                prefix_length=(batch["prefix"] != PAD).sum(axis=1),
+                prefix_length=lengths(batch["prefix"]),
                 config=self.generate,
             )
         return {"written": made.tokens}

@@ -80,7 +80,8 @@ class Split:
         """Tell what is trained on where that is not everything; empty else."""
         if self.part != "train" or self.chosen is None:
             return ""
-        return self.subset.describe(self.entries, self.chosen)
+        unit = "studies" if isinstance(self.records[0], Studies) else "films"
+        return self.subset.describe(self.entries, self.chosen, unit=unit)
 
 
 def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split:

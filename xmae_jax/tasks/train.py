@@ -33,7 +33,7 @@ from xmae_jax.tasks.evaluators import Seen, evaluators_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import Split, class_stats, open_split
-from xmae_jax.tasks.text import tokenizer_of
+from xmae_jax.tasks.text import tokenizer_of, with_decoder
 
 NO_DATA = """config.data.path is not set. These two commands make films to try it on:
   python -m data_prep.phantoms --output runs/phantoms/films --count 1000 --seed 0
@@ -47,7 +47,7 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
         raise ConfigError(NO_DATA)
     config = of_run(config)
     if "head" in config.objective:
-        config = probe.with_encoder(config)
+        config = with_decoder(probe.with_encoder(config))
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
@@ -158,7 +158,7 @@ def _run(
     if held_out is not None:
         evaluators = evaluators_of(Seen(config, objective, held_out, tokenizer))
     for path, source in zip(config.data.paths, training.records, strict=True):
-        if source.size < config.image_size and hosts.is_first():
+        if 0 < source.size < config.image_size and hosts.is_first():
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
                   f" {config.image_size}")  # fmt: skip
     train.train(

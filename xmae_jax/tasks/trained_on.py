@@ -59,7 +59,9 @@ def is_own(loaded: LoadedRun, config: Config) -> bool:
     record = read_run(loaded.workdir)
     moved = dataclasses.replace(loaded.config, data=dataclasses.replace(saved, path=now.path))
     try:
-        digests = open_split(moved, saved.split, findings=getattr(loaded.objective, "findings", ())).digests
+        digests = open_split(
+            moved, saved.split, findings=getattr(loaded.objective, "findings", ())
+        ).digests
     except ConfigError:
         return False
     return record is not None and [s["digest"] for s in record.sources] == [*digests]
