@@ -45,8 +45,8 @@ PROBES = {
         "objective.head.width": 64,
         "objective.head.heads": 4,
         "objective.head.hidden": 128,
-        # Each costs as much as the encoder's features; a linear probe tries the config's 13. On other
-        # phantoms the lower ones were best for a pre-trained encoder, the highest for a random one.
+        # Each costs as much as the encoder's features; a linear probe tries the config's 13. On
+        # other phantoms lower ones were best for a pre-trained encoder, the highest for a random.
         "probe.grid.blr": (0.002, 0.004, 0.008, 0.08),
     },
 }
