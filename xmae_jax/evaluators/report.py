@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xmae_jax import writers
 from xmae_jax.data.text import Tokenizer
-from xmae_jax.scores.report_summary import summarise
-from xmae_jax.scores.reports import Written, from_csv, to_csv
+from xmae_jax.scores.agreement import POLICIES
+from xmae_jax.scores.report_summary import scoring_of, summarise
+from xmae_jax.scores.reports import Reports, Written, from_csv, to_csv
 from xmae_jax.scores.text.copies import in_training
 from xmae_jax.scores.text.corpus import NAMES as TEXT_SCORES
-from xmae_jax.scores.text.corpus import TextScoring
 
 Row = dict[str, Any]
 Splits = Mapping[str, Callable[[], Iterable[Row]]]
@@ -48,7 +48,8 @@ class Reporting:
     """Split -> the studies of each source, in the order of its rows."""
     training: Sequence[str] | None
     """The texts of training; None where they are not known."""
-    scoring: TextScoring
+    sections: tuple[str, ...]
+    """Which sections of reports the references hold."""
 
     predict = "write"
 
@@ -58,7 +59,7 @@ class Reporting:
         written = [self._written(name, row) for name in names for row in splits[name]()]
         text = to_csv(self._compared(written))
         reports = from_csv(text, name="predictions.csv")
-        return summarise(reports, names[-1], self.scoring), text
+        return summarise(reports, names[-1]), text
 
     def table(self, metrics: dict[str, Any]) -> str:
         """Write the scores for a terminal."""
@@ -88,6 +89,7 @@ class Reporting:
             patient=study.patient,
             study=study.study,
             source=study.source,
+            sections=" ".join(self.sections),
             generated=text,
             reference=study.reference,
             tokens=int(np.count_nonzero(row["written"])),
@@ -96,13 +98,13 @@ class Reporting:
             labels=study.labels,
         )
 
-
     def _compared(self, written: list[Written]) -> list[Written]:
         """Say of which texts training has the like."""
         if self.training is None or not written:
             return written
         texts = [text for one in written for text in (one.generated, one.reference)]
-        known = in_training(texts, training=self.training, tokeniser=self.scoring.tokeniser)
+        tokeniser = scoring_of(Reports(tuple(written))).tokeniser
+        known = in_training(texts, training=self.training, tokeniser=tokeniser)
         return [
             one._replace(generated_known=known[2 * i], reference_known=known[2 * i + 1])
             for i, one in enumerate(written)
@@ -164,7 +166,8 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
 
 
 def _agreement(truth: str, policies: Mapping[str, Any]) -> Iterator[str]:
-    for policy, entry in policies.items():
+    for policy in POLICIES[:2]:  # the third is in metrics.json
+        entry = policies[policy]
         yield f"  findings as in {truth}, {policy.replace('_', ' ')}"
         for name in ("chexpert_14", "chexpert_5"):
             micro, macro = entry[name]["micro"], entry[name]["macro"]
@@ -172,6 +175,24 @@ def _agreement(truth: str, policies: Mapping[str, Any]) -> Iterator[str]:
                 f"    {name:<26} micro F1 {_told(micro, 'f1'):<22} macro F1 {_told(macro, 'f1')}"
                 f" of {macro['findings']}"
             )
+
+
+def comparison_table(metrics: Mapping[str, Any]) -> str:
+    """Write the differences of two sets of reports for a terminal."""
+    lines = [
+        f"against {metrics['file']}: the {metrics['studies']:,} studies of"
+        f" {metrics['patients']:,} patients ({metrics['split']}) that both have",
+        f"  {'score':<28} {'here':>6} {'there':>6}  difference",
+    ]
+    for name, entry in metrics["scores"].items():
+        if entry["difference"] is None:
+            lines.append(f"  {name:<28} {entry.get('why', 'undefined')}")
+            continue
+        told = f"{entry['difference']:+.3f}"
+        if entry["interval"]:
+            told += " ({:+.3f} to {:+.3f})".format(*entry["interval"])
+        lines.append(f"  {name:<28} {entry['first']:6.3f} {entry['second']:6.3f}  {told}")
+    return "\n".join(lines)
 
 
 def _told(entry: Mapping[str, Any], name: str) -> str:

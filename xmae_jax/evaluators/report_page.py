@@ -21,7 +21,6 @@ from xmae_jax.scores.labeller import sides
 from xmae_jax.scores.report_summary import each_study
 from xmae_jax.scores.reports import Reports, Written
 from xmae_jax.scores.text.corpus import NAMES as TEXT_SCORES
-from xmae_jax.scores.text.corpus import TextScoring
 
 SHOWN = 20
 _FILM = 300  # px of a film's longer side
@@ -55,12 +54,10 @@ class Shown(NamedTuple):
     added: list[str]
 
 
-def report_page(
-    reports: Reports, metrics: Mapping[str, Any], scoring: TextScoring, *, films: Films
-) -> str:
+def report_page(reports: Reports, metrics: Mapping[str, Any], *, films: Films) -> str:
     """Write the page of what `summarise` returned for a split of `reports`."""
     scored = [one for one in reports.of_split(metrics["split"]).studies if one.reference]
-    best, worst = _ends(Reports(tuple(scored)), scoring, films) if scored else ([], [])
+    best, worst = _ends(Reports(tuple(scored)), films) if scored else ([], [])
     return template("reports.html").render(
         m=metrics,
         along=lambda share: round(100 * share, 1),
@@ -74,11 +71,9 @@ def report_page(
     )
 
 
-def _ends(
-    reports: Reports, scoring: TextScoring, films: Films
-) -> tuple[list[Shown], list[Shown]]:
+def _ends(reports: Reports, films: Films) -> tuple[list[Shown], list[Shown]]:
     """Return the best and the worst, by F1 of the findings, and of equal ones by ROUGE-L."""
-    each = each_study(reports, scoring)
+    each = each_study(reports)
     order = np.lexsort((-each["rouge_l"], -each["findings_f1"]))
     count = min(SHOWN, (len(order) + 1) // 2)
     shown = []

@@ -36,7 +36,7 @@ def labelled(texts: Sequence[str]) -> Float64[np.ndarray, "n c"]:
 
 
 def _number(one: int | None) -> float:
-    return np.nan if one is None else one
+    return np.nan if one is None else float(one)
 
 
 def agreement(
@@ -51,12 +51,7 @@ def agreement(
 
     known: where the truth is known; elsewhere nothing is scored.
     """
-    counted = known.copy()
-    if policy == "uncertain_left_out":
-        counted &= (said != -1) & (truth != -1)
-    called, there = (_positive(one, policy) for one in (said, truth))
-    marks = np.stack([called & there, called & ~there, ~called & there, ~called & ~there], axis=-1)
-    marks = (marks & counted[..., None]).astype(np.float64)  # n c 4
+    marks = _marks(said, truth, known=known, policy=policy)
     drawn = _drawn(marks.reshape(len(marks), -1), patients)
     drawn = drawn.reshape(-1, len(NAMES), 4)
     total, several = marks.sum(axis=0), bool(patients.max(initial=0))
@@ -71,6 +66,22 @@ def agreement(
         micro = _entry(total[places].sum(0), drawn[:, places].sum(1), several=several)
         sets[name] = {"micro": micro, "macro": _macro(total, drawn, places, several=several)}
     return {"policy": policy, "findings": each, **sets}
+
+
+def _marks(
+    said: Float64[np.ndarray, "n c"],
+    truth: Float64[np.ndarray, "n c"],
+    *,
+    known: Bool[np.ndarray, "n c"],
+    policy: Policy,
+) -> Float64[np.ndarray, "n c 4"]:
+    """Mark true and false positives, false and true negatives, where anything is scored."""
+    counted = known.copy()
+    if policy == "uncertain_left_out":
+        counted &= (said != -1) & (truth != -1)
+    called, there = (_positive(one, policy) for one in (said, truth))
+    marks = np.stack([called & there, called & ~there, ~called & there, ~called & ~there], axis=-1)
+    return (marks & counted[..., None]).astype(np.float64)
 
 
 def _positive(labels: Float64[np.ndarray, "n c"], policy: Policy) -> Bool[np.ndarray, "n c"]:
@@ -114,6 +125,40 @@ def _macro(
         entry["f1_interval"] = bootstrap.interval(f1) if several else None
     left_out = [NAMES[c] for c in places if c not in there]
     return {**entry, "findings": len(there), "left_out": left_out}
+
+
+def difference(
+    first: Float64[np.ndarray, "n c"],
+    second: Float64[np.ndarray, "n c"],
+    truth: Float64[np.ndarray, "n c"],
+    *,
+    patients: Int64[np.ndarray, " n"],
+    policy: Policy,
+) -> dict[str, Any]:
+    """Return micro F1 of each set by two labellings, first minus second; patients drawn once."""
+    everywhere = np.ones(truth.shape, bool)
+    marks = [_marks(said, truth, known=everywhere, policy=policy) for said in (first, second)]
+    out = {}
+    for name, members in SETS.items():
+        places = [NAMES.index(one) for one in members]
+        values, drawn = zip(*(_micro(one[:, places], patients) for one in marks), strict=True)
+        found = [_told(value) for value in values]
+        out[name] = {
+            "first": found[0],
+            "second": found[1],
+            "difference": None if None in found else float(values[0] - values[1]),
+            "interval": (
+                bootstrap.interval(drawn[0] - drawn[1]) if patients.max(initial=0) else None
+            ),
+        }
+    return out
+
+
+def _micro(
+    marks: Float64[np.ndarray, "n k 4"], patients: Int64[np.ndarray, " n"]
+) -> tuple[Any, Float64[np.ndarray, " r"]]:
+    summed = marks.sum(axis=1)
+    return rates(summed.sum(axis=0))["f1"], rates(_drawn(summed, patients))["f1"]
 
 
 def side_agreement(

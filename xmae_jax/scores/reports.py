@@ -1,10 +1,10 @@
 """`predictions.csv` of reports: a line for each study, from which every score is computed.
 
 Columns: split, source_index, index (the study's place in its data), id, patient, study, source,
-then what was generated, its reference, how many tokens were generated, and whether texts alike
-stand in the training data (1, 0, empty where those are not known), and for each finding of the
-labeller `label:NAME` as the films' own labels have it: 1 present, 0 absent, u uncertain, empty
-unknown.
+then the sections that are scored, what was generated, its reference, how many tokens were
+generated, and whether texts alike stand in the training data (1, 0, empty where those are not
+known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
+1 present, 0 absent, u uncertain, empty unknown.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -22,7 +22,7 @@ from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.predictions import PredictionsError, numbered
 
 COLUMNS = (
-    "split source_index index id patient study source generated reference tokens"
+    "split source_index index id patient study source sections generated reference tokens"
     " generated_in_training reference_in_training"
 ).split()
 _NAMED = tuple(f"label:{name}" for name in NAMES)
@@ -40,6 +40,8 @@ class Written(NamedTuple):
     patient: str
     study: str
     source: str
+    sections: str
+    """Which sections of reports text and reference hold, a blank between them."""
     generated: str
     reference: str
     tokens: int
@@ -135,22 +137,32 @@ def _study(line: Sequence[str], where: str) -> Written:
     if len(line) != len(COLUMNS) + len(NAMES):
         columns = len(COLUMNS) + len(NAMES)
         raise PredictionsError(f"{where}: {len(line)} values in {columns} columns")
-    cells = dict(zip(COLUMNS, line, strict=False))
+    cells = dict(zip((*COLUMNS, *_NAMED), line, strict=True))
     try:
         source, place, tokens = (int(cells[n]) for n in ("source_index", "index", "tokens"))
     except ValueError:
         told = "source_index, index or tokens is no number"
         raise PredictionsError(f"{where}: {told}") from None
-    flags = [_one_of(_FLAGS, cells[name], f"{where}, {name}") for name in COLUMNS[-2:]]
-    labels = tuple(
-        _one_of(_LABELS, cell, f"{where}, {name}")
-        for name, cell in zip(_NAMED, line[len(COLUMNS) :], strict=True)
+    return Written(
+        split=cells["split"],
+        source_index=source,
+        place=place,
+        id=cells["id"],
+        patient=cells["patient"],
+        study=cells["study"],
+        source=cells["source"],
+        sections=cells["sections"],
+        generated=cells["generated"],
+        reference=cells["reference"],
+        tokens=tokens,
+        generated_known=_one_of(_FLAGS, cells, "generated_in_training", where),
+        reference_known=_one_of(_FLAGS, cells, "reference_in_training", where),
+        labels=tuple(_one_of(_LABELS, cells, name, where) for name in _NAMED),
     )
-    texts = (cells[n] for n in ("id", "patient", "study", "source", "generated", "reference"))
-    return Written(cells["split"], source, place, *texts, tokens, *flags, labels)
 
 
-def _one_of(choices: dict, cell: str, where: str):
-    if cell not in choices:
-        raise PredictionsError(f"{where}: none of {', '.join(c or 'nothing' for c in choices)}")
-    return choices[cell]
+def _one_of(choices: Mapping[str, Any], cells: Mapping[str, str], column: str, where: str) -> Any:
+    if cells[column] not in choices:
+        told = ", ".join(one or "nothing" for one in choices)
+        raise PredictionsError(f"{where}, {column}: none of {told}")
+    return choices[cells[column]]

@@ -166,7 +166,10 @@ def test_every_report_has_every_name():
     ("text", "expected"),
     [
         ("Left effusion and right atelectasis.", {EFFUSION: "left", "Atelectasis": "right"}),
-        ("Effusion on the right, atelectasis on the left.", {EFFUSION: "right", "Atelectasis": "left"}),
+        (
+            "Effusion on the right, atelectasis on the left.",
+            {EFFUSION: "right", "Atelectasis": "left"},
+        ),
         ("Right-sided effusion.", {EFFUSION: "right"}),
         ("Bilateral effusions, right greater than left.", {EFFUSION: "both"}),
         ("Right and left effusions.", {EFFUSION: "both"}),
@@ -174,9 +177,15 @@ def test_every_report_has_every_name():
         ("Opacities at the right and left bases.", {"Lung Opacity": "both"}),
         ("Left effusion with adjacent atelectasis.", {EFFUSION: "left", "Atelectasis": "left"}),
         ("Atelectasis and effusion on the left.", {EFFUSION: "left", "Atelectasis": "left"}),
-        ("Opacity at the left base, in keeping with atelectasis.", {"Lung Opacity": "left", "Atelectasis": "left"}),
+        (
+            "Opacity at the left base, in keeping with atelectasis.",
+            {"Lung Opacity": "left", "Atelectasis": "left"},
+        ),
         ("Left lung is clear; right effusion.", {EFFUSION: "right"}),
-        ("A nodule in the right lung and a left effusion.", {"Nodule": "right", "Lung Lesion": "right", EFFUSION: "left"}),
+        (
+            "A nodule in the right lung and a left effusion.",
+            {"Nodule": "right", "Lung Lesion": "right", EFFUSION: "left"},
+        ),
         ("Bibasilar atelectasis.", {"Atelectasis": "both"}),
         ("No left effusion. Right pneumothorax.", {"Pneumothorax": "right"}),
         ("No right pneumothorax or left effusion.", {}),
@@ -184,7 +193,10 @@ def test_every_report_has_every_name():
         ("The left heart is enlarged.", {}),
         ("Effusion. Right basal opacity.", {"Lung Opacity": "right"}),
         ("Small right effusion. Large left effusion.", {EFFUSION: "both"}),
-        ("Opacity in the left lower lobe representing atelectasis.", {"Lung Opacity": "left", "Atelectasis": "left"}),
+        (
+            "Opacity in the left lower lobe representing atelectasis.",
+            {"Lung Opacity": "left", "Atelectasis": "left"},
+        ),
     ],
 )  # fmt: skip
 def test_sides(text, expected):

@@ -208,11 +208,11 @@ class _Reader:
             self.segment += 1
 
     def add(self, findings: Iterable[str], hit: Hit, *, unsure: bool = False) -> None:
-        status = (
-            ABSENT if self.no else UNCERTAIN if self.maybe or unsure else PRESENT
-        )
+        status = ABSENT if self.no else UNCERTAIN if self.maybe or unsure else PRESENT
         for name in findings:
-            self.mentions.append(Mention(name, status, hit.start, hit.end, self.segment, self.chunk))
+            self.mentions.append(
+                Mention(name, status, hit.start, hit.end, self.segment, self.chunk)
+            )
 
     def back(self, status: int) -> None:
         """Deny the findings of this segment, or leave those of this chunk open."""
@@ -286,10 +286,10 @@ def _part(reader: _Reader, hit: Hit) -> None:
 
 def _state(reader: _Reader, hit: Hit, following: Hit | None) -> None:
     near = following is not None and following.start - hit.end <= rules.NEAR
-    if near and following.kind == "part":
+    kind = following.kind if following is not None and near else ""
+    if kind == "part":
         reader.ahead = hit
-        return
-    if reader.told or (near and following.kind == "finding"):
+    if reader.told or kind in ("part", "finding"):
         return
     for part in reader.parts:
         _tell(reader, hit.value, part)

@@ -27,7 +27,15 @@ CHEXPERT = (
     "Fracture",
     "Support Devices",
 )
-FURTHER = ("Nodule", "Mass", "Pleural Thickening", "Infiltration", "Emphysema", "Fibrosis", "Hernia")
+FURTHER = (
+    "Nodule",
+    "Mass",
+    "Pleural Thickening",
+    "Infiltration",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+)
 """Labelled beside CheXpert's 14; the first three are kinds of `Lung Lesion` and `Pleural Other`."""
 OTHER = "other"
 """A finding without a name here: it is not reported, but there is something on the film."""
@@ -221,7 +229,13 @@ PARTS: dict[str, tuple[str, ...]] = {
         "pleural space|spaces|surfaces",
         "pleura",
     ),
-    "bones": ("bones", "bony ?thorax|structures", "osseous structures", "ribs", "skeletal structures"),
+    "bones": (
+        "bones",
+        "bony ?thorax|structures",
+        "osseous structures",
+        "ribs",
+        "skeletal structures",
+    ),
 }
 
 STATES: dict[str, tuple[str, ...]] = {
@@ -316,13 +330,14 @@ CUES: dict[str, tuple[str, ...]] = {
     ),
     # what stands before is absent
     "none": (
-        "not ?well|clearly|definitely seen|identified|visualized|present|appreciated|evident|demonstrated|noted|detected",
+        "not ?well|clearly|definitely seen|identified|visualized|present|appreciated|evident",
+        "not ?well|clearly|definitely demonstrated|noted|detected|visible|visualised",
         "?has|have resolved|cleared",
         "?has|have ?been removed",
         "absent",
         "excluded",
         "ruled out",
-        "no longer seen|identified|visualized|present|appreciated|evident",
+        "no longer seen|identified|visualized|present|appreciated|evident|visible",
     ),
     # what follows may be
     "maybe": (
@@ -404,13 +419,13 @@ CUES: dict[str, tuple[str, ...]] = {
     ),
     # either of two
     "either": ("versus|vs", "suspected", "difficult to ?entirely exclude"),
-    "verb": ("is|are|was|were|appears|appear|remains|remain|has|have|seen|demonstrate|demonstrates",),
+    "verb": (
+        "is|are|was|were|appears|appear|remains|remain|has|have|seen|demonstrate|demonstrates",
+    ),
     "comma": (",", "(", ")"),
     "and": ("and", "or", "and or", "and / or", "/"),
     # where something is
-    "at": (
-        "in|at|on|of|within|over|to|along|near|from|throughout",
-    ),
+    "at": ("in|at|on|of|within|over|to|along|near|from|throughout",),
 }
 
 SIDES: dict[str, tuple[str, ...]] = {
