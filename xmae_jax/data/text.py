@@ -17,6 +17,7 @@ import html
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -201,9 +202,9 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int | flo
     that are bytes, or no piece; covered: share of the characters, blanks apart, that pieces spell;
     length_50, _95, _99, _max: tokens a text.
     """
-    count, spelt, blank, odd, unknown, told = 0, 0, 0, 0, 0, 0
+    count, told, odd, unknown = 0, 0, 0, 0
     lengths: list[int] = []
-    known: dict[str, bool] = {}
+    characters: Counter[str] = Counter()
     for text in texts:
         ids = tokenizer.encode(text)
         lengths.append(len(ids))
@@ -211,11 +212,10 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int | flo
         told += len(text)
         odd += sum(map(tokenizer.model.is_byte, ids))
         unknown += ids.count(tokenizer.unknown)
-        for c in text:
-            if c.isspace():
-                blank += 1
-            else:
-                spelt += known.setdefault(c, _spelt(tokenizer, c))
+        characters[MARK] += text.count(MARK)
+        characters.update("".join(text.replace(MARK, "").split()))
+    spelt = {c: len(c) * n for c, n in characters.items() if _spelt(tokenizer, c)}
+    solid = sum(len(c) * n for c, n in characters.items())
     tokens = max(sum(lengths), 1)
     marks: Sequence[float] = np.quantile(lengths or [0], (0.5, 0.95, 0.99, 1.0)).tolist()
     return {
@@ -226,11 +226,11 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int | flo
         "characters": told / tokens,
         "bytes": odd / tokens,
         "unknown": unknown / tokens,
-        "covered": spelt / max(told - blank, 1),
+        "covered": sum(spelt.values()) / max(solid, 1),
         **{f"length_{name}": value for name, value in zip((50, 95, 99, "max"), marks, strict=True)},
     }
 
 
-def _spelt(tokenizer: Tokenizer, character: str) -> bool:
-    ids = tokenizer.encode(character)
+def _spelt(tokenizer: Tokenizer, text: str) -> bool:
+    ids = tokenizer.encode(text)
     return not any(one == tokenizer.unknown or tokenizer.model.is_byte(one) for one in ids)
