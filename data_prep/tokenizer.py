@@ -76,7 +76,7 @@ def train(texts: Sequence[str], *, vocab: int, language: str) -> bytes:
             model_type="unigram",
             byte_fallback=True,
             normalization_rule_name="identity",  # texts are normalised already
-            user_defined_symbols=[MARK],
+            user_defined_symbols=[f"\u2581{MARK}", MARK],  # with a blank before it, and without
             pad_id=0,
             eos_id=1,
             unk_id=2,
