@@ -89,7 +89,7 @@ def test_sections_of_open_is_layouts():
     ("raw", "kept"),
     [
         ("  No\n\tacute\u00a0disease .. ", "No acute disease."),
-        ("\u201cCafe\u0301\u201d \u2013 0.5\u200b cm", '"Café" - 0.5 cm'),
+        ("\ufeff\u201cCafe\u0301\u201d \u2013\x1f0.5\u200b\x00\u00ad cm", '"Café" - 0.5 cm'),
         (
             "1.No effusion. 2) Heart normal. 3.5 cm mass.",
             "No effusion. Heart normal. 3.5 cm mass.",

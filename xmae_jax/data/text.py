@@ -53,6 +53,10 @@ _MARKED_UP = re.compile(
 _PLAIN = str.maketrans(
     "\u2018\u2019\u201c\u201d\u2010\u2011\u2012\u2013\u2014\u2212\u2581", "''\"\"------ "
 )
+# Control and format characters, those apart that are blanks; a list, as Unicode's grows.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+)
 _MARKS = re.compile(r"X{3,}|x{4,}|_{2,}")
 _NUMBER = re.compile(r"(?:^|(?<=[.;:!?] ))\(?\d{1,2}[.)] ?(?=[^\d\s])")  # "2. " of a list
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？；])\s*")
@@ -104,8 +108,7 @@ def normalise(text: str, marks: Marks) -> str:
     Letters keep their case and Chinese punctuation its width.
     """
     text = unicodedata.normalize("NFC", text).translate(_PLAIN)
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf"))
-    text = _tidy(_MARKS.sub(MARK, text))
+    text = _tidy(_MARKS.sub(MARK, _UNSEEN.sub("", text)))
     if marks == "drop_word":
         parts = re.split(rf"([\s{_CJK}]+)", text)
         text = _tidy("".join(_ending(part) if MARK in part else part for part in parts))
