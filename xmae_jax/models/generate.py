@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ def _bucketed(length: int) -> int:
 
 @partial(jax.jit, static_argnames=("graph", "config", "attention"))
 def _generate(
-    params: nnx.State,
+    params: Any,
     memory: Memory,
     memory_valid: Array | None,
     prefix: Array,
@@ -229,9 +229,9 @@ def _right(prefix: Array, length: Array, config: GenerateConfig) -> tuple[Array,
 def _seen(at: Array, first: Array, place: Array) -> Array:
     """Say which of all beams' places a beam's past is: [b c sc]."""
     b, n, s = at.shape
-    places = jnp.arange(s)
+    places = jnp.arange(s)[None]
     real = (places >= first[:, None]) & (places <= place)  # b s
-    seen = (at[..., None] == jnp.arange(n)) & real[:, None, :, None]  # b c s c
+    seen = (at[..., None] == jnp.arange(n)[None, None, None]) & real[:, None, :, None]  # b c s c
     return seen.reshape(b, n, s * n)
 
 
@@ -241,7 +241,7 @@ def _banned(tokens: Array, place: Array, first: Array, n: int) -> tuple[Array, A
     tokens: [b c s], of which those before `place` are there.
     """
     windows = tokens.shape[2] - n + 1
-    begins = jnp.arange(windows)
+    begins = jnp.arange(windows)[None]
     same = (begins >= first[:, None]) & (begins + n <= place)  # b windows
     same = same[:, None]
     for i in range(n - 1):
@@ -271,7 +271,8 @@ def _choose(
         row, beam = jnp.arange(b)[:, None, None], jnp.arange(n)[None, :, None]
         free = free.at[row, beam, token].min(jnp.where(same, -jnp.inf, jnp.inf))
     if c.min_new:
-        free = jnp.where((jnp.arange(v) == c.end) & (count < c.min_new), -jnp.inf, free)
+        early = (jnp.arange(v) == c.end) & (count < c.min_new)
+        free = jnp.where(early[None, None], -jnp.inf, free)
     total = (free + running.score[..., None]).reshape(b, n * v)
     # A beam has one end, so that of twice as many candidates enough go on.
     score, index = jax.lax.top_k(total, 2 * n)  # b 2c
@@ -293,7 +294,7 @@ def _choose(
     following = following._replace(at=put(following.at, own_place))
 
     penalty = jnp.asarray(_penalties(c))[count]
-    new = ends & (jnp.arange(2 * n) < n)
+    new = ends & (jnp.arange(2 * n) < n)[None]
     final = score / penalty + jnp.where(state.open[:, None], 0.0, _NEVER).astype(jnp.float32)
     final = final + jnp.where(new, 0.0, _NEVER).astype(jnp.float32)
     both = jax.tree.map(
@@ -327,7 +328,7 @@ def _best(state: _State, *, given: int, config: GenerateConfig) -> Generated:
     """Take each row's best text, and what was seen when its tokens were chosen."""
     best = jax.tree.map(lambda x: x[:, 0], state.done)
     length = state.length[:, 0]
-    real = jnp.arange(config.max_new) < length[:, None]  # b t
+    real = jnp.arange(config.max_new)[None] < length[:, None]  # b t
     maps = state.maps
     if maps is not None:
         # The step that chose a token was that of the place before, whose beam read.
