@@ -50,6 +50,8 @@ class Reporting:
     """The texts of training; None where they are not known."""
     sections: tuple[str, ...]
     """Which sections of reports the references hold."""
+    meteor: bool
+    """Whether Java is started for METEOR."""
 
     predict = "write"
 
@@ -59,7 +61,7 @@ class Reporting:
         written = [self._written(name, row) for name in names for row in splits[name]()]
         text = to_csv(self._compared(written))
         reports = from_csv(text, name="predictions.csv")
-        return summarise(reports, names[-1]), text
+        return summarise(reports, names[-1], meteor=self.meteor), text
 
     def table(self, metrics: dict[str, Any]) -> str:
         """Write the scores for a terminal."""
@@ -103,7 +105,7 @@ class Reporting:
         if self.training is None or not written:
             return written
         texts = [text for one in written for text in (one.generated, one.reference)]
-        tokeniser = scoring_of(Reports(tuple(written))).tokeniser
+        tokeniser = scoring_of(Reports(tuple(written)), meteor=False).tokeniser
         known = in_training(texts, training=self.training, tokeniser=tokeniser)
         return [
             one._replace(generated_known=known[2 * i], reference_known=known[2 * i + 1])
