@@ -88,6 +88,7 @@ def test_sections_of_open_is_layouts():
 @pytest.mark.parametrize(
     ("raw", "kept"),
     [
+        ("Seen. . Clear..", "Seen. Clear."),
         ("  No\n\tacute\u00a0disease .. ", "No acute disease."),
         ("\ufeff\u201cCafe\u0301\u201d \u2013\x1f0.5\u200b\x00\u00ad cm", '"Café" - 0.5 cm'),
         (

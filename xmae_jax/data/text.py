@@ -125,7 +125,7 @@ def _ending(word: str) -> str:
 def _tidy(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(rf"(?<=[{_CJK}]) (?=[{_CJK}])", "", text)
-    text = re.sub(r"\.{2,}", ".", text)
+    text = re.sub(r"( ?\.){2,}(?!\d)", ".", text)
     text = re.sub(r" ([.,;:!?])(?= |$)", r"\1", text)
     return _NUMBER.sub("", text).lstrip(".,;:!? ")
 
