@@ -36,6 +36,11 @@ class Split:
         assert [len(of) for of in lines] == [len(of) for of in self.records]
         return lines
 
+    @property
+    def film_records(self) -> list[Records]:
+        """The sources, where all of them are of films."""
+        return [of for of in self.records if isinstance(of, Records)]
+
     @cached_property
     def chosen(self) -> Rows | None:
         """Rows of an epoch of each source; None is every record once."""
