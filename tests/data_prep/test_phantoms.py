@@ -19,6 +19,7 @@ from data_prep.phantom_frontal import LUNG_STEP
 from data_prep.phantom_raster import Draws, Frame
 from data_prep.phantom_templates import ABSENT, NORMAL, NORMAL_HEART, PRESENT
 from data_prep.phantom_text import fields_of, fill, millimetres, write, zone
+from xmae_jax.data.lungs import CONVENTIONS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "phantoms_v2.json"
 FILMS_OF_VERSION_1 = "730d0756007fa4b2010dc7253f2ff212a9dcd5ef3381b4cb087f4562c269458b"
@@ -354,6 +355,7 @@ def test_the_folder_has_the_layout_that_build_reads(tmp_path, capsys):
     assert sorted(present) == [row["image"] for row in labels]
     manifest = json.loads((out / "phantoms.json").read_text())
     assert manifest["generator"] == "xmae_jax phantoms" and manifest["version"] == 2
+    assert CONVENTIONS[phantoms.SOURCE] == "lungs"  # of its contours, for the lung model
     assert manifest["pixel_logistic_macro_auroc"] is None
 
 
