@@ -302,6 +302,8 @@ class Config:
                 f"{tests} scores 'test' at its end: train on another split than that"
                 " (data.split), and choose on another (data.eval_split)"
             )
+        if tests and self.data.text is not None:
+            raise ValueError(f"{tests} reads films and no reports: set data.text to None")
         if self.probe is not None:
             self._check_probe()
 

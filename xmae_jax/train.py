@@ -115,7 +115,8 @@ def _train(
         f"{config.name}: {program.parameters:,} parameters on {mesh.size} {platform} device(s)"
         + f" of {jax.process_count()} processes" * hosts.several()
     )
-    rows = "films" if feed.plan.chosen is None else "rows an epoch"
+    rows = "films" if config.data.text is None else "studies"
+    rows = rows if feed.plan.chosen is None else "rows an epoch"
     say(
         f"data: {', '.join(f'{n:,} {rows}' for n in feed.plan.sizes)}; batch {config.batch_size};"
         f" {config.total_steps * config.batch_size / sum(feed.plan.sizes):.1f} epochs"

@@ -158,9 +158,11 @@ def test_digest_covers_its_split_only(shards, copy):
 def test_what_is_no_picture_is_bad_data():
     film, mask = record(1)["image"], record(1)["lung_mask"]
     for decode, data in ((records.decode_image, mask), (records.decode_mask, film)):
-        for damaged in (b"", b"no", data, film[:-99], mask[:30]):
+        for damaged in (b"no", data, film[:-99], mask[:30]):
             with pytest.raises(DataError, match="a picture "):
                 decode(damaged)
+    with pytest.raises(DataError, match="no film, but a report alone"):
+        records.decode_image(b"")
 
 
 def test_threads_share_a_reader(shards):

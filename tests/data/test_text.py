@@ -88,8 +88,9 @@ def test_sections_of_open_is_layouts():
 @pytest.mark.parametrize(
     ("raw", "kept"),
     [
+        ("Seen. . Clear..", "Seen. Clear."),
         ("  No\n\tacute\u00a0disease .. ", "No acute disease."),
-        ("\u201cCafe\u0301\u201d \u2013 0.5\u200b cm", '"Café" - 0.5 cm'),
+        ("\ufeff\u201cCafe\u0301\u201d \u2013\x1f0.5\u200b\x00\u00ad cm", '"Café" - 0.5 cm'),
         (
             "1.No effusion. 2) Heart normal. 3.5 cm mass.",
             "No effusion. Heart normal. 3.5 cm mass.",
@@ -151,8 +152,9 @@ def test_any_text_comes_back(tokenizer, chinese):
 
 def test_ids_are_those_of_t5_and_a_mark_is_one_token(tokenizer):
     assert (tokenizer.pad, tokenizer.end, tokenizer.unknown, tokenizer.vocab) == (0, 1, 2, VOCAB)
-    mark = tokenizer.model.piece_to_id(text.MARK)
-    assert tokenizer.encode("no x-XXXX-ray XXXX.").count(mark) == 2
+    marks = [tokenizer.model.piece_to_id(mark) for mark in ("▁XXXX", "XXXX")]
+    ids = tokenizer.encode("no x-XXXX-ray XXXX.")
+    assert [one for one in ids if one in marks] == marks[::-1] and ids[-2] == marks[0]
     assert not {0, 1, 2} & set(tokenizer.encode("</s> <pad> <unk>"))
     ids = tokenizer.encode("left")
     assert tokenizer.decode([0, *ids, 9_999, 1, *ids, 0]) == "left"

@@ -19,9 +19,11 @@ from data_prep.phantom_frontal import LUNG_STEP
 from data_prep.phantom_raster import Draws, Frame
 from data_prep.phantom_templates import ABSENT, NORMAL, NORMAL_HEART, PRESENT
 from data_prep.phantom_text import fields_of, fill, millimetres, write, zone
+from xmae_jax.data.lungs import CONVENTIONS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "phantoms_v2.json"
 FILMS_OF_VERSION_1 = "730d0756007fa4b2010dc7253f2ff212a9dcd5ef3381b4cb087f4562c269458b"
+LABELS_OF_VERSION_1 = "bd8ecbac9c9277fd0577d4604eb880a57a817b10763231524ce6c7c8960f49bf"
 GOLDEN_FILMS = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
@@ -86,6 +88,11 @@ def test_films_and_labels_are_those_of_version_1():
         about = [film.labels, film.patient, film.study, film.view, film.sex, film.age]
         whole.update(json.dumps(about).encode())
     assert whole.hexdigest() == FILMS_OF_VERSION_1
+    whole = hashlib.sha256()
+    for index in range(1_500):
+        study, view = study_of(0, index)
+        whole.update(json.dumps([study.labels, view]).encode())
+    assert whole.hexdigest() == LABELS_OF_VERSION_1
 
 
 def test_the_random_stream_is_philox_raw_bits():
@@ -348,6 +355,7 @@ def test_the_folder_has_the_layout_that_build_reads(tmp_path, capsys):
     assert sorted(present) == [row["image"] for row in labels]
     manifest = json.loads((out / "phantoms.json").read_text())
     assert manifest["generator"] == "xmae_jax phantoms" and manifest["version"] == 2
+    assert CONVENTIONS[phantoms.SOURCE] == "lungs"  # of its contours, for the lung model
     assert manifest["pixel_logistic_macro_auroc"] is None
 
 

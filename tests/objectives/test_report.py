@@ -20,18 +20,16 @@ KEY = rng.key(0, "train")
 VOCAB = 20
 
 
-def small(*, resampler=None, dropout=0.0, **changes) -> Report:
-    decoder = T5Config(
-        vocab=VOCAB, width=16, depth=2, heads=2, head_width=8, hidden=24, gated=True, tied=True,
-        buckets=32, max_distance=128, norm_eps=1e-6, dropout=dropout,
-    )  # fmt: skip
+def small(*, resampler=None, decoder=None, **changes) -> Report:
+    sizes = dict(vocab=VOCAB, width=16, depth=2, heads=2, head_width=8, hidden=24)
+    config = T5Config(**(sizes | dict(gated=True, tied=True) | (decoder or {})))
     fields = dict(
         image_size=16,
         compute_dtype="float32",
         attention="plain",
         remat="none",
         encoder=small_encoder(width=8, base_grid=4),
-        head=ReportHeadConfig(decoder, resampler),
+        head=ReportHeadConfig(config, resampler),
         decoder_from=None,
         label_smoothing=0.0,
         generate=GenerateConfig(beams=2, max_new=6),
@@ -168,7 +166,7 @@ def test_a_row_without_text_or_padding_changes_nothing():
 
 
 def test_micro_batches_and_devices_give_one_gradient():
-    objective, batch = small(dropout=0.3, label_smoothing=0.1), batch_of()
+    objective, batch = small(decoder=dict(dropout=0.3), label_smoothing=0.1), batch_of()
     whole = state_and_gradient(objective, batch)
     four = state_and_gradient(objective, batch, 4)
     close((whole[0], whole[2]), (four[0], four[2]))

@@ -21,7 +21,6 @@ from xmae_jax.data.film import FilmError
 from xmae_jax.data.records import NO_REPORT
 from xmae_jax.data.studies import open_studies
 from xmae_jax.data.text import Tokenizer
-from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.rundir import TOKENIZER
 from xmae_jax.tasks import predict
 from xmae_jax.tasks.film import view_of
@@ -29,8 +28,6 @@ from xmae_jax.tasks.model import load_run, placed
 from xmae_jax.tasks.outputs import NoFilm
 from xmae_jax.tasks.predict_reports import find, grouped
 from xmae_jax.tasks.train import mesh_of
-
-TEXTS = ("Heart size is normal. No effusion. ", "Left pleural effusion. Clear lungs. ") * 8
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +46,10 @@ def films(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reporter(films):
     """Make the run directory of a tiny model."""
-    tokenizer = films / "words.model"
-    tokenizer.write_bytes(train_tokenizer(TEXTS, vocab=300, language="en", fewer=True))
     small = dict(vocab=300, width=24, depth=1, heads=2, head_width=8, hidden=24)
     workdir = films / "run"
     make_run(
-        workdir, "finetune_report", data=films / "shards", tokenizer=tokenizer,
+        workdir, "finetune_report", data=films / "shards", 
         objective__generate__max_new=24, objective__encoder__depth=1,
         **{f"objective__head__decoder__{name}": value for name, value in small.items()},
     )  # fmt: skip

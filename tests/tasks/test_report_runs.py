@@ -69,6 +69,40 @@ def test_a_run_goes_on_by_its_own_copy_of_the_tokenizer(written, shards, tmp_pat
     assert code == 74 and TOKENIZER in out, out
 
 
+@pytest.fixture(scope="module")
+def texts(shards, tmp_path_factory):
+    """Reports without films, of patients that the films do not have."""
+    from data_prep import reports
+
+    folder = tmp_path_factory.mktemp("texts")
+    with (folder / "reports.csv").open("w") as file:
+        print("study_id,patient_id,findings,indication", file=file)
+        for i in range(60):
+            side, size = ("left", "right")[i % 2], ("small", "large")[i % 3 == 0]
+            print(f"s{i},p{i // 2},A {size} {side} pleural effusion {i}.,Cough {i}.", file=file)
+    argv = ["--input", str(folder / "reports.csv"), "--output", str(folder / "shards")]
+    assert reports.main([*argv, "--key", str(shards.parent / "key")]) == 0
+    return folder / "shards"
+
+
+def test_a_decoder_warms_up_on_text_and_goes_on_with_films(shards, texts, tmp_path):
+    warm, run = tmp_path / "warm", tmp_path / "run"
+    freeze = ("encoder/.*", "head/(projection|views|norm)(/.*)?", ".*/cross/.*")
+    few = "--config.objective.head.decoder.vocab=400"
+    code, out = finish(
+        command(texts, warm, "--config.data.text.views=0", f"--config.optim.freeze={freeze!r}", few)
+    )
+    assert code == 0 and "perplexity (val)" in out, out
+    assert not (warm / "eval/report").exists()  # nothing is seen, so nothing is written
+    both = command((str(shards), str(texts)), run, f"--config.objective.decoder_from={warm}")
+    code, out = finish([*both, "--config.data.mixture=(6, 2)", "--config.data.eval_split=None"])
+    assert code == 0, out
+    assert f"decoder from {warm}: " in out and "vocab 400" in out
+    assert (run / TOKENIZER).read_bytes() == (warm / TOKENIZER).read_bytes()
+    sources = json.loads((run / "run.json").read_text())["sources"]
+    assert len(sources) == 2 and sources[0]["tokenizer"] == sources[1]["tokenizer"]
+
+
 def test_eight_devices_give_the_same_run(written, shards, tmp_path):
     argv = command(shards, tmp_path / "run", "--config.mesh.fsdp=2")
     process = start([*argv, "--config.data.eval_split=None"], devices=8)

@@ -213,6 +213,8 @@ def decode_image(
 
     Of 16 bits the upper ones are returned.
     """
+    if not data:
+        raise DataError("there is no film, but a report alone")
     if not data.startswith(b"\xff\xd8"):
         try:
             picture = Image.open(io.BytesIO(data), formats=["PNG"])

@@ -54,11 +54,11 @@ class ReportText:
 
     def prefixes(self, report: Mapping[str, str]) -> dict[str, str]:
         """Return what is told beforehand, each as `name: text`; nothing where it is empty."""
-        told = {name: normalise(report[name], self.marks) for name in _FREE}
+        told = {name: normalise(report[name], self.marks) for name in self.prefix if name in _FREE}
         told["section"] = ", ".join(self.sections)
         told["language"] = self.language
         if self.language == "auto":
-            told["language"] = language_of(self.target(report))
+            told["language"] = language_of(" ".join(report[name] for name in self.sections))
         return {name: f"{name}: {told[name]}" for name in self.prefix if told[name]}
 
     def tokens(self, report: Mapping[str, str]) -> dict[str, np.ndarray]:

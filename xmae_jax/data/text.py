@@ -17,6 +17,7 @@ import html
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -51,6 +52,10 @@ _MARKED_UP = re.compile(
 
 _PLAIN = str.maketrans(
     "\u2018\u2019\u201c\u201d\u2010\u2011\u2012\u2013\u2014\u2212\u2581", "''\"\"------ "
+)
+# Control and format characters, those apart that are blanks; a list, as Unicode's grows.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 )
 _MARKS = re.compile(r"X{3,}|x{4,}|_{2,}")
 _NUMBER = re.compile(r"(?:^|(?<=[.;:!?] ))\(?\d{1,2}[.)] ?(?=[^\d\s])")  # "2. " of a list
@@ -103,8 +108,7 @@ def normalise(text: str, marks: Marks) -> str:
     Letters keep their case and Chinese punctuation its width.
     """
     text = unicodedata.normalize("NFC", text).translate(_PLAIN)
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf"))
-    text = _tidy(_MARKS.sub(MARK, text))
+    text = _tidy(_MARKS.sub(MARK, _UNSEEN.sub("", text)))
     if marks == "drop_word":
         parts = re.split(rf"([\s{_CJK}]+)", text)
         text = _tidy("".join(_ending(part) if MARK in part else part for part in parts))
@@ -121,7 +125,7 @@ def _ending(word: str) -> str:
 def _tidy(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(rf"(?<=[{_CJK}]) (?=[{_CJK}])", "", text)
-    text = re.sub(r"\.{2,}", ".", text)
+    text = re.sub(r"( ?\.){2,}(?!\d)", ".", text)
     text = re.sub(r" ([.,;:!?])(?= |$)", r"\1", text)
     return _NUMBER.sub("", text).lstrip(".,;:!? ")
 
@@ -222,9 +226,9 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int | flo
     that are bytes, or no piece; covered: share of the characters, blanks apart, that pieces spell;
     length_50, _95, _99, _max: tokens a text.
     """
-    count, spelt, blank, odd, unknown, told = 0, 0, 0, 0, 0, 0
+    count, told, odd, unknown = 0, 0, 0, 0
     lengths: list[int] = []
-    known: dict[str, bool] = {}
+    characters: Counter[str] = Counter()
     for text in texts:
         ids = tokenizer.encode(text)
         lengths.append(len(ids))
@@ -232,11 +236,10 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int | flo
         told += len(text)
         odd += sum(map(tokenizer.model.is_byte, ids))
         unknown += ids.count(tokenizer.unknown)
-        for c in text:
-            if c.isspace():
-                blank += 1
-            else:
-                spelt += known.setdefault(c, _spelt(tokenizer, c))
+        characters[MARK] += text.count(MARK)
+        characters.update("".join(text.replace(MARK, "").split()))
+    spelt = {c: len(c) * n for c, n in characters.items() if _spelt(tokenizer, c)}
+    solid = sum(len(c) * n for c, n in characters.items())
     tokens = max(sum(lengths), 1)
     marks: Sequence[float] = np.quantile(lengths or [0], (0.5, 0.95, 0.99, 1.0)).tolist()
     return {
@@ -247,11 +250,11 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int | flo
         "characters": told / tokens,
         "bytes": odd / tokens,
         "unknown": unknown / tokens,
-        "covered": spelt / max(told - blank, 1),
+        "covered": sum(spelt.values()) / max(solid, 1),
         **{f"length_{name}": value for name, value in zip((50, 95, 99, "max"), marks, strict=True)},
     }
 
 
-def _spelt(tokenizer: Tokenizer, character: str) -> bool:
-    ids = tokenizer.encode(character)
+def _spelt(tokenizer: Tokenizer, text: str) -> bool:
+    ids = tokenizer.encode(text)
     return not any(one == tokenizer.unknown or tokenizer.model.is_byte(one) for one in ids)

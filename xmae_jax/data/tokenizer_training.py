@@ -37,7 +37,7 @@ def train_tokenizer(
             model_type="unigram",
             byte_fallback=True,
             normalization_rule_name="identity",  # texts are normalised already
-            user_defined_symbols=[MARK],
+            user_defined_symbols=[f"\u2581{MARK}", MARK],  # with a blank before it, and without
             pad_id=0,
             eos_id=1,
             unk_id=2,

@@ -22,13 +22,16 @@ from xmae_jax.scores.text.copies import originality
 from xmae_jax.scores.text.corpus import TextScoring, corpus_scores, score
 from xmae_jax.scores.text.corpus import compare as compare_texts
 
-CUT = 60
-"""Tokens that R2Gen (arXiv 2010.16056) keeps of Indiana's reports before it scores them."""
+CUT = 59
+"""Tokens that R2Gen (arXiv 2010.16056) keeps of Indiana's reports: 60 with its start mark."""
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
-def scoring_of(reports: Reports) -> TextScoring:
-    """Choose how texts are scored: as R2Gen has it, or by characters if they are Chinese."""
+def scoring_of(reports: Reports, *, meteor: bool) -> TextScoring:
+    """Choose how texts are scored: as R2Gen has it, or by characters if they are Chinese.
+
+    meteor: whether Java is started for METEOR, where it is there.
+    """
     text = "".join(one.reference for one in reports.studies)
     chinese = 5 * len(_CHINESE.findall(text)) > len(text)
     sections = dict.fromkeys(one.sections for one in reports.studies)
@@ -36,11 +39,11 @@ def scoring_of(reports: Reports) -> TextScoring:
         tokeniser="characters" if chinese else "r2gen",
         sections=tuple(" or ".join(sections).split(" ")),
         cut=CUT,
-        meteor=True,
+        meteor=meteor,
     )
 
 
-def summarise(reports: Reports, split: str) -> dict[str, Any]:
+def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
     """Score the studies of a split that have a reference."""
     there = reports.of_split(split)
     scored = Reports(tuple(one for one in there.studies if one.reference))
@@ -57,7 +60,7 @@ def summarise(reports: Reports, split: str) -> dict[str, Any]:
     }
     if not generated:
         return metrics
-    scoring = scoring_of(scored)
+    scoring = scoring_of(scored, meteor=meteor)
     said, told = labelled(generated), labelled(references)
     everywhere = np.ones(told.shape, bool)
     labels = scored.labels
@@ -104,7 +107,7 @@ def each_study(reports: Reports) -> dict[str, np.ndarray]:
     scored = score(
         dict(zip(names, texts, strict=True)),
         dict(zip(names, references, strict=True)),
-        dataclasses.replace(scoring_of(reports), meteor=False),
+        scoring_of(reports, meteor=False),
     )
     said, told = (labelled(of) == 1 for of in (texts, references))
     both, either = (said & told).sum(axis=1), said.sum(axis=1) + told.sum(axis=1)
@@ -112,7 +115,7 @@ def each_study(reports: Reports) -> dict[str, np.ndarray]:
     return {**scored.each(), "findings_f1": np.where(either > 0, f1, 1.0)}
 
 
-def compare(first: Reports, second: Reports, split: str) -> dict[str, Any]:
+def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
     """Return differences, first minus second, over the studies of a split that both have.
 
     Raises PredictionsError where there is none, or a study has another reference in each.
@@ -132,15 +135,15 @@ def compare(first: Reports, second: Reports, split: str) -> dict[str, Any]:
     texts = [[one.generated for one in of.studies] for of in both]
     references, patients = [one.reference for one, _ in pairs], both[0].patients()
     words = compare_texts(
-        *(dict(zip(names, some, strict=True)) for some in texts),
+        dict(zip(names, texts[0], strict=True)),
+        dict(zip(names, texts[1], strict=True)),
         dict(zip(names, references, strict=True)),
-        dataclasses.replace(scoring_of(both[0]), cut=None),
+        dataclasses.replace(scoring_of(both[0], meteor=meteor), cut=None),
         patients=dict(zip(names, map(str, patients.tolist()), strict=True)),
     )["full"]
     policy = POLICIES[0]
-    findings = difference(
-        *map(labelled, texts), labelled(references), patients=patients, policy=policy
-    )
+    said = [labelled(some) for some in texts]
+    findings = difference(said[0], said[1], labelled(references), patients=patients, policy=policy)
     return {
         "split": split,
         "studies": len(pairs),

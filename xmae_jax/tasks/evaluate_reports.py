@@ -7,9 +7,10 @@ reports of patients.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,21 @@ from jaxtyping import UInt8
 
 from xmae_jax import writers
 from xmae_jax.config import Config, ConfigError
-from xmae_jax.data.findings import place_of
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import decode_image
-from xmae_jax.evaluators.report import Reporting, Study, comparison_table, table
+from xmae_jax.evaluators.report import Reporting, comparison_table, table
 from xmae_jax.evaluators.report_page import report_page
 from xmae_jax.rundir import TOKENIZER
-from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.report_summary import compare, summarise
 from xmae_jax.scores.reports import Reports, Written, from_csv
 from xmae_jax.tasks import trained_on
 from xmae_jax.tasks.held_out import Model, newest, open_held_out, place, read_text, splits_of
 from xmae_jax.tasks.model import LoadedRun
+from xmae_jax.tasks.reports import studies_of
 from xmae_jax.tasks.split import Split
 from xmae_jax.tasks.text import run_tokenizer
 
 NAME = "report"
-_LABELS = [place_of(name) for name in NAMES]
 
 
 def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path | None) -> None:
@@ -50,8 +49,13 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
     model = Model(loaded, config, predict="write", tokenizer=workdir / TOKENIZER)
     for name, one in held.items():
         assert one is not None and config.data.text is not None
-        studies = [list(_studies(config, source)) for source in one.records]
-        evaluator = Reporting(tokenizer, {name: studies}, training, config.data.text.sections)
+        evaluator = Reporting(
+            tokenizer,
+            {name: studies_of(config, one)},
+            training,
+            config.data.text.sections,
+            meteor=True,
+        )
         rows = list(model.rows(one, "written"))
         metrics, text = evaluator.evaluate({name: rows.__iter__})
         metrics["about"] = {
@@ -74,27 +78,6 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
         _tell(reports, metrics, against=against, folder=folder, digest=digest, split=one)
 
 
-def _studies(config: Config, source: Any) -> Iterator[Study]:
-    """Read what is known of each study beside its films; a damaged one has no report."""
-    assert config.data.text is not None
-    for index, entry in enumerate(source.entries):
-        try:
-            record = source[index]
-        except DataError:
-            yield Study(
-                entry.id, entry.patient, entry.study, entry.source, "", (np.nan,) * len(NAMES)
-            )
-            continue
-        yield Study(
-            record["id"],
-            record["patient"],
-            record["study"],
-            record["source"],
-            config.data.text.target(record["report"]),
-            tuple(float(record["labels"][i]) for i in _LABELS),
-        )
-
-
 def _training_texts(loaded: LoadedRun, config: Config) -> list[str] | None:
     """Read the texts that a run was trained on; None where they are gone."""
     saved = loaded.config
@@ -108,7 +91,12 @@ def _training_texts(loaded: LoadedRun, config: Config) -> list[str] | None:
     if training is None or saved.data.text is None:
         print("note: the run's training data cannot be read, so copies are not looked for")
         return None
-    return [study.reference for of in training.records for study in _studies(saved, of)]
+    texts = []
+    for source in studies_of(saved, training):
+        for index in range(len(source)):
+            with contextlib.suppress(DataError):  # a damaged record
+                texts.append(source[index].reference)
+    return texts
 
 
 def run_file(file: Path, *, split: str | None, against: Path | None, folder: Path | None) -> None:
@@ -118,7 +106,7 @@ def run_file(file: Path, *, split: str | None, against: Path | None, folder: Pat
     if split is not None and split not in there:
         raise ConfigError(f"--split={split}: {file} has {', '.join(there)}")
     for name in there if split is None else [split]:
-        metrics = summarise(reports, name)
+        metrics = summarise(reports, name, meteor=True)
         metrics["about"] = {"predictions": str(file)}
         own = folder and folder / place(NAME, name, None)
         _tell(reports, metrics, against=against, folder=own, digest=None, split=None)
@@ -138,7 +126,10 @@ def _tell(
     if against is not None:
         file = newest(NAME, against, metrics["split"], digest=digest)
         other = from_csv(read_text(file), name=str(file))
-        metrics["against"] = {"file": str(file), **compare(reports, other, metrics["split"])}
+        metrics["against"] = {
+            "file": str(file),
+            **compare(reports, other, metrics["split"], meteor=True),
+        }
         print(comparison_table(metrics["against"]))
 
     def films(study: Written) -> Sequence[UInt8[np.ndarray, "h w"]]:

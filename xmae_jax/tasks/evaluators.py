@@ -15,7 +15,7 @@ from xmae_jax.evaluators.perplexity import Perplexity
 from xmae_jax.evaluators.reconstruction import Reconstruction
 from xmae_jax.evaluators.report import Reporting
 from xmae_jax.evaluators.segmentation import Segmentation
-from xmae_jax.tasks.reports import scoring_of, studies_of
+from xmae_jax.tasks.reports import studies_of
 from xmae_jax.tasks.split import Split
 from xmae_jax.typing import Evaluator
 
@@ -63,13 +63,14 @@ class _HeldOutReports(Reporting):
 
 
 def _report(seen: Seen) -> Evaluator:
-    assert seen.tokenizer is not None
+    assert seen.tokenizer is not None and seen.config.data.text is not None
     studies, split = studies_of(seen.config, seen.held_out), seen.held_out.records[0].split
     return _HeldOutReports(
         tokenizer=seen.tokenizer,
         studies={split: studies},
         training=None,  # to read all of it would take longer than a step of any size
-        scoring=scoring_of(seen.config, studies),
+        sections=seen.config.data.text.sections,
+        meteor=False,
         split=split,
     )
 

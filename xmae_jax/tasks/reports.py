@@ -1,4 +1,4 @@
-"""What the evaluator of reports is told of a split: references, labels, scoring."""
+"""What the evaluator of reports is told of a split: references and labels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from xmae_jax.data.findings import place_of
 from xmae_jax.data.records import Records
 from xmae_jax.data.report_text import ReportText
 from xmae_jax.data.studies import Studies
-from xmae_jax.data.text import language_of
 from xmae_jax.evaluators.report import Study
 from xmae_jax.scores.agreement import NAMES
-from xmae_jax.scores.text.corpus import TextScoring
 from xmae_jax.tasks.split import Split
-
-_LOOKED_AT = 20  # references that tell their language
 
 
 class Told(Sequence[Study]):
@@ -53,16 +49,3 @@ def studies_of(config: Config, split: Split) -> list[Told]:
     """Tell of the studies of each source of a split."""
     assert config.data.text is not None
     return [Told(source, config.data.text) for source in split.records]
-
-
-def scoring_of(config: Config, studies: Sequence[Sequence[Study]]) -> TextScoring:
-    """Say how texts are cut into words: Chinese ones by character."""
-    text = config.data.text
-    assert text is not None
-    language = text.language
-    if language == "auto":
-        some = [of[i].reference for of in studies for i in range(min(len(of), _LOOKED_AT))]
-        language = language_of(" ".join(some))
-    return TextScoring(
-        tokeniser="characters" if language == "zh" else "r2gen", sections=text.sections
-    )

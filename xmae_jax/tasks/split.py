@@ -36,6 +36,11 @@ class Split:
         assert [len(of) for of in lines] == [len(of) for of in self.records]
         return lines
 
+    @property
+    def film_records(self) -> list[Records]:
+        """The sources, where all of them are of films."""
+        return [of for of in self.records if isinstance(of, Records)]
+
     @cached_property
     def chosen(self) -> Rows | None:
         """Rows of an epoch of each source; None is every record once."""
@@ -80,7 +85,8 @@ class Split:
         """Tell what is trained on where that is not everything; empty else."""
         if self.part != "train" or self.chosen is None:
             return ""
-        return self.subset.describe(self.entries, self.chosen)
+        unit = "studies" if isinstance(self.records[0], Studies) else "films"
+        return self.subset.describe(self.entries, self.chosen, unit=unit)
 
 
 def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split:

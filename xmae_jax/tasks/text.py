@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from xmae_jax import hosts
 from xmae_jax.checkpoint import step_directories
@@ -14,6 +15,8 @@ from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import Report
 from xmae_jax.data.text import Tokenizer, language_of, normalise
 from xmae_jax.data.tokenizer_training import train_tokenizer
+from xmae_jax.models.convert_t5 import read_t5
+from xmae_jax.models.weight_files import is_weights
 from xmae_jax.rundir import TOKENIZER, RunDirectoryError, read_run
 from xmae_jax.tasks.split import Split
 from xmae_jax.writers import write_atomic
@@ -23,16 +26,16 @@ PUBLIC = "spiece.model"
 
 
 def with_decoder(config: Config) -> Config:
-    """Take the decoder's settings from the run that `decoder_from` names, if it is a run."""
+    """Take the decoder's settings from what `decoder_from` names, as long as that is there."""
     start = config.objective.get("decoder_from")
-    if start is None or not step_directories(start):
+    if start is None:
         return config
-    saved = Path(start) / "config.json"
     try:
-        decoder = json.loads(saved.read_text())["objective"]["head"]["decoder"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = "it writes no reports" if isinstance(error, (KeyError, TypeError)) else error
-        raise ConfigError(f"config.objective.decoder_from: {saved}: {what}") from None
+        decoder = _decoder_of(Path(start))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config.objective.decoder_from: {error}") from None
+    if decoder is None:
+        return config
     head = config.objective["head"]
     # What is dropped while training is this run's own affair.
     decoder = {**decoder, "dropout": head["decoder"]["dropout"]}
@@ -43,6 +46,17 @@ def with_decoder(config: Config) -> Config:
         print(f"the decoder is that of {start}, not of the config: {sizes}")
     objective = {**config.objective, "head": {**head, "decoder": decoder}}
     return dataclasses.replace(config, objective=objective)
+
+
+def _decoder_of(start: Path) -> dict[str, Any] | None:
+    """Read the settings of a run's decoder, or of public weights; None if there are neither."""
+    if step_directories(start):
+        saved = start / "config.json"
+        try:
+            return json.loads(saved.read_text())["objective"]["head"]["decoder"]
+        except (KeyError, TypeError):
+            raise ValueError(f"{saved}: that run writes no reports") from None
+    return dataclasses.asdict(read_t5(start).config) if is_weights(start) else None
 
 
 def tokenizer_of(config: Config, workdir: Path, training: Split) -> Tokenizer | None:

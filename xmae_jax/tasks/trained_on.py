@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,20 +132,26 @@ def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str],
 def _before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the runs of findings or reports that a run was begun from, with their configs."""
     passed = {loaded.workdir.absolute()}
-    starts = [loaded.config.init_from, loaded.config.objective.get("decoder_from")]
+    starts = _starts(loaded.config.init_from, loaded.config.objective)
     while starts:
-        start = starts.pop(0)
-        workdir = Path(start or "").absolute()
-        if start is None or workdir in passed or not step_directories(workdir):
+        key, start = starts.pop(0)
+        workdir = Path(start).absolute()
+        if workdir in passed or not (workdir.is_dir() and step_directories(workdir)):
             continue
         passed.add(workdir)
         try:
             tree = json.loads((workdir / "config.json").read_text())
         except (OSError, ValueError) as error:
-            raise ConfigError(f"config.init_from: {workdir / 'config.json'}: {error}") from None
-        if "findings" in tree["objective"] or tree["objective"]["name"] == "report":
+            raise ConfigError(f"config.{key}: {workdir / 'config.json'}: {error}") from None
+        if "findings" in tree["objective"] or tree["data"].get("text") is not None:
             yield workdir, tree
-        starts += [tree["init_from"], tree["objective"].get("decoder_from")]
+        starts += _starts(tree["init_from"], tree["objective"])
+
+
+def _starts(init_from: str | None, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what a run was begun from, each with the config's key for it."""
+    starts = {"init_from": init_from, "objective.decoder_from": objective.get("decoder_from")}
+    return [(key, start) for key, start in starts.items() if start is not None]
 
 
 def _manifest(path: str) -> str | None:

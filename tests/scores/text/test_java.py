@@ -1,10 +1,12 @@
 """The child process, by a made `java`: what it may do wrong, and what never reaches it."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.test_layers import imports
 from xmae_jax.scores.text import java, meteor
 
 COUNTS = " ".join(["1.0"] * meteor.COUNTS)
@@ -92,3 +94,9 @@ def test_a_piece_that_is_the_whole_text_is_none(made_java):
     made_java(f"print({whole!r})\nprint({whole.replace('2 2 0 0', '3 2 0 0', 1)!r})")
     assert meteor.counts(["a b", "a b c"], [["a b"], ["a b"]])[:, 20].tolist() == [0, 1]
     assert np.isclose(meteor.scores(meteor.counts(["a b", "c"], [["a b"], ["a b"]]))[0], 1.0)
+
+
+def test_nothing_is_imported_but_numpy_and_ours():
+    known = {*sys.stdlib_module_names, "numpy", "jaxtyping", "xmae_jax"}
+    for path in Path(java.__file__).parent.glob("*.py"):
+        assert {name.split(".")[0] for name in imports(path)} <= known, path.name

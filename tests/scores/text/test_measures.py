@@ -65,7 +65,7 @@ def test_cider_by_hand():
     one = cider.scores(["b b", "x", "y"], references)[0]
     # b twice counts once; its norm has it twice; no pair is common, lengths are equal.
     assert one == pytest.approx(10 / 4 * weight["b"] ** 2 / (norm * 2 * weight["b"]))
-    # A length is a number of pairs: three words are one pair longer than two.
+    # One word longer than the reference.
     longer = cider.scores(["a b z", "x", "y"], references)[0]
     cosine = norm / np.sqrt(norm**2 + np.log(3) ** 2)
     wanted = 10 / 4 * (cosine + 1 / np.sqrt(2)) * np.exp(-1 / 72)

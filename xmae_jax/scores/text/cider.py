@@ -3,7 +3,6 @@
 That is CIDEr-D: n-grams of a text count at most as often as in the reference, and a text of another
 length is punished; times 10. An n-gram weighs by the studies whose references have it, so a score
 is of a text among these references; of a single study every weight is log(1/1) = 0.
-Lengths are counted in pairs of words, as there: an empty text and a word are equally long.
 """
 
 from __future__ import annotations
@@ -52,5 +51,5 @@ def _alike(
             if gram in weighted[1]
         )
         cosines.append(common / (norms[0] * norms[1]) if norms[0] and norms[1] else common)
-    apart = own[1].total() - other[1].total()
+    apart = own[0].total() - other[0].total()
     return float(np.mean(cosines) * np.exp(-(apart**2) / (2 * SIGMA**2)))

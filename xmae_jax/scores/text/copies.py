@@ -41,7 +41,7 @@ def _digest(text: str) -> bytes:
 def _described(texts: Sequence[str], known: set[bytes] | None) -> dict[str, Any]:
     often = Counter(texts)
     lengths = np.array([len(text.split()) for text in texts])
-    copied = None if known is None else sum(text != "" and _digest(text) in known for text in texts)
+    copied = None if known is None else sum(_digest(text) in known for text in texts)
     total = max(len(texts), 1)
     low, middle, high = np.percentile(lengths, [5, 50, 95]).tolist() if len(texts) else [None] * 3
     return {
