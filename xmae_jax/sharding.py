@@ -26,11 +26,11 @@ AXES = ("data", "fsdp", "tensor")
 RULES = (
     (r".*/blocks/attention/qkv/kernel", P(None, "fsdp", None, "tensor")),
     (r".*/blocks/attention/qkv/bias", P(None, None, "tensor")),
-    (r".*/blocks/attention/q/kernel", P(None, "fsdp", "tensor")),
+    (r".*/blocks/(attention|cross)/q/kernel", P(None, "fsdp", "tensor")),
     (r".*/blocks/attention/q/bias", P(None, "tensor")),
-    (r".*/blocks/attention/kv/kernel", P(None, "fsdp", None, "tensor")),
+    (r".*/blocks/(attention|cross)/kv/kernel", P(None, "fsdp", None, "tensor")),
     (r".*/blocks/attention/kv/bias", P(None, None, "tensor")),
-    (r".*/blocks/attention/out/kernel", P(None, "tensor", "fsdp")),
+    (r".*/blocks/(attention|cross)/out/kernel", P(None, "tensor", "fsdp")),
     (r".*/blocks/mlp/gate_up/kernel", P(None, "fsdp", None, "tensor")),
     (r".*/blocks/mlp/gate_up/bias", P(None, None, "tensor")),
     (r".*/blocks/mlp/up/kernel", P(None, "fsdp", "tensor")),
@@ -40,7 +40,9 @@ RULES = (
     (r".*/blocks/gamma[12]", P()),
     (r".*/(embed|patch_embed(/\w+)?|pixels)/kernel", P("fsdp")),
     (r".*/(embed|patch_embed(/\w+)?|pixels|norm)/(bias|scale)", P()),
-    (r".*/(cls|mask_token|registers|positions)", P()),
+    (r".*/(cls|mask_token|registers|positions|relative_bias)", P()),
+    (r".*/embedding", P(None, "fsdp")),
+    (r".*/decoder/out/kernel", P("fsdp")),
     (r".*/(unet|dense|head)/.*", P()),  # ten million parameters: a copy on every device
     (r"step|guard/\w+|opt_state/.*/?count", P()),
 )

@@ -26,9 +26,9 @@ from tests.heads.made import (
 from tests.objectives.test_supervised import small
 from xmae_jax import sharding
 from xmae_jax.heads import make_head
-from xmae_jax.heads.parts import dropout
 from xmae_jax.heads.query import QueryConfig
 from xmae_jax.heads.text import read_embeddings
+from xmae_jax.models.layers import dropout
 from xmae_jax.optim import NO_DECAY
 
 GLORI = QueryConfig(

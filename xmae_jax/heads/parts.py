@@ -1,10 +1,10 @@
-"""What heads share: tokens of the last blocks, attention whose map is seen, dropout by row."""
+"""What heads share: tokens of the last blocks, and attention whose map is seen."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from xmae_jax.typing import Features
 
@@ -50,20 +50,3 @@ def attention_map(
     if valid is not None:
         scores = jnp.where(valid[:, None, None], scores, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1)
-
-
-def dropout(
-    x: Float[Array, "b ..."], keys: Key[Array, " b"] | None, *, rate: float, site: int
-) -> Float[Array, "b ..."]:
-    """Zero a share of `rate`, and scale the rest by 1 / (1 - rate); without keys do nothing.
-
-    A row's draw comes of its own key and of `site`, a number for each use in a head: it does not
-    depend on the batch or on how that lies on devices.
-    """
-    if keys is None or rate == 0.0:
-        return x
-
-    def draw(key: Array) -> Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x.shape[1:])
-
-    return jnp.where(jax.vmap(draw)(keys), x / (1.0 - rate), 0)

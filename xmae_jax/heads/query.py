@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from xmae_jax.heads.parts import attention_map, dropout, tokens
+from xmae_jax.heads.parts import attention_map, tokens
 from xmae_jax.heads.text import read_embeddings
 from xmae_jax.models.layers import layer_norm, torch_linear, torch_uniform
 from xmae_jax.typing import Features

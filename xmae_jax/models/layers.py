@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from xmae_jax.attention import SAVED, Backend, attend, read_back
 from xmae_jax.sharding import constrain
@@ -212,6 +212,27 @@ class Block(nnx.Module):
         return x + second * self.mlp(self.norm2(x))
 
 
+def dropout(
+    x: Float[Array, "b ..."],
+    keys: Key[Array, " b"] | None,
+    *,
+    rate: float,
+    site: int | Int[Array, ""],
+) -> Float[Array, "b ..."]:
+    """Zero a share of `rate`, and scale the rest by 1 / (1 - rate); without keys do nothing.
+
+    A row's draw comes of its own key and of `site`, a number for each use in a model: it does not
+    depend on the batch or on how that lies on devices.
+    """
+    if keys is None or rate == 0.0:
+        return x
+
+    def draw(key: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, site), 1.0 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(draw)(keys), x / (1.0 - rate), 0)
+
+
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
     """Make `depth` modules as one, whose every parameter has a leading axis l."""
     split = nnx.split_rngs(splits=depth)
@@ -244,6 +265,17 @@ def rollout(
     return jax.lax.scan(body, rows.astype(jnp.float32), (stacked, stream), reverse=True)[0]
 
 
+def checkpointed(body: Callable[..., Any], *, remat: Remat) -> Callable[..., Any]:
+    """Make the body of a scan over blocks keep only what `Compute.remat` says."""
+    if remat == "none":
+        return body
+    policies = jax.checkpoint_policies
+    saved = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
+    )
+    return jax.checkpoint(body, policy=saved if remat == "dots" else None, prevent_cse=False)
+
+
 def scan(
     blocks: nnx.Module,
     x: Float[Array, "b n d"],
@@ -266,12 +298,7 @@ def scan(
         x = constrain(x, "rows", None, None)
         return nnx.merge(graph, params)(x, *context, keep=kept), None
 
-    if remat != "none":
-        policies = jax.checkpoint_policies
-        saved = policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
-        )
-        body = jax.checkpoint(body, policy=saved if remat == "dots" else None, prevent_cse=False)
+    body = checkpointed(body, remat=remat)
 
     def gather(x, block):
         return (x := constrain(body(x, block)[0], "rows", None, None)), x

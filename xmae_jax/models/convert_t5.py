@@ -1,0 +1,216 @@
+"""Decoder weights of Hugging Face's T5, v1.1 and Flan-T5, as parameters of ours.
+
+Read is the decoder with the embedding that it shares with the encoder; the encoder is left out.
+Nothing is skipped in silence: what is missing, extra or of another size is listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from xmae_jax.models.t5 import T5Config
+from xmae_jax.models.weight_files import WeightFile, read_weights
+
+_BLOCK = "decoder.block.{}.layer."
+_RELATIVE = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+_COPIES = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight")
+_LEFT_OUT = re.compile(
+    r"encoder\..*|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+)
+"""The latter is in T5's first files, and no one reads it."""
+_GATED = {"gated-gelu": True, "relu": False}
+
+
+class _Name(NamedTuple):
+    """A parameter of our blocks, and the matrices that are joined to it along a new axis."""
+
+    ours: str
+    theirs: tuple[str, ...]
+
+
+_NAMES = (
+    _Name("norm1/scale", ("0.layer_norm",)),
+    _Name("attention/qkv/kernel", tuple(f"0.SelfAttention.{n}" for n in "qkv")),
+    _Name("attention/out/kernel", ("0.SelfAttention.o",)),
+    _Name("norm2/scale", ("1.layer_norm",)),
+    _Name("cross/q/kernel", ("1.EncDecAttention.q",)),
+    _Name("cross/kv/kernel", tuple(f"1.EncDecAttention.{n}" for n in "kv")),
+    _Name("cross/out/kernel", ("1.EncDecAttention.o",)),
+    _Name("norm3/scale", ("2.layer_norm",)),
+    _Name("mlp/down/kernel", ("2.DenseReluDense.wo",)),
+)
+_MLP = {
+    True: _Name("mlp/gate_up/kernel", ("2.DenseReluDense.wi_0", "2.DenseReluDense.wi_1")),
+    False: _Name("mlp/up/kernel", ("2.DenseReluDense.wi",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignT5:
+    """A file's decoder under our names."""
+
+    path: Path
+    config: T5Config
+    params: dict[str, np.ndarray]
+    """float32, by path from the decoder on."""
+    notes: list[str]
+    """What was left out and assumed, for the user."""
+
+
+def read_t5(path: Path) -> ForeignT5:
+    """Read a T5 decoder; ValueError names what is missing, extra or damaged."""
+    file = read_weights(path)
+    arrays = dict(file.arrays)
+    _drop_copies(file, arrays)
+    gated = any(".wi_0." in name for name in arrays)
+    depth = _depth(arrays)
+    fixed = ["shared.weight", "decoder.final_layer_norm.weight", _RELATIVE]
+    names = [*_NAMES, _MLP[gated]]
+    keys = [
+        f"{_BLOCK}{key}.weight".format(i) for i in range(depth) for n in names for key in n.theirs
+    ]
+    missing = [key for key in fixed + keys if key not in arrays]
+    left = [n for n in arrays if n not in {*fixed, *keys, "lm_head.weight"}]
+    out = [n for n in left if _LEFT_OUT.fullmatch(n)]
+    extra = sorted(set(left) - set(out))
+    if missing or extra or not depth:
+        listed = [f"missing {n}" for n in missing] + [f"extra {n}" for n in extra]
+        raise ValueError(f"{file.path} is no T5 with a decoder: {'; '.join(listed)}")
+    config, notes = _config(file, arrays, depth=depth, gated=gated)
+    params = {f"blocks/{name.ours}": _joined(name, arrays, config) for name in names}
+    params |= {
+        "embedding": arrays["shared.weight"],
+        "relative_bias": arrays[_RELATIVE],
+        "norm/scale": arrays["decoder.final_layer_norm.weight"],
+    }
+    if not config.tied:
+        params["out/kernel"] = arrays.get("lm_head.weight", arrays["shared.weight"]).T
+    notes += [f"left out: the encoder, {len(out)} arrays"] * bool(out)
+    return ForeignT5(
+        path=file.path,
+        config=config,
+        params={name: np.ascontiguousarray(x, np.float32) for name, x in params.items()},
+        notes=notes,
+    )
+
+
+def fit_t5(foreign: ForeignT5, config: T5Config) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Bring a file's parameters to a decoder of `config`; tell what was cut.
+
+    The file's vocabulary may be longer, as T5's is for the sake of round numbers; its last tokens
+    are cut then. An output that is the embedding there can be one of its own here. ValueError lists
+    all that does not fit.
+    """
+    here, there = dataclasses.asdict(config), dataclasses.asdict(foreign.config)
+    del here["dropout"], there["dropout"]
+    params, told = dict(foreign.params), []
+    if there["tied"] and not here["tied"]:
+        params["out/kernel"] = params["embedding"].T * np.float32(config.width**-0.5)
+        told.append("out/kernel made of the embedding")
+        here["tied"] = True
+    if here["vocab"] < there["vocab"]:
+        told.append(f"cut the vocabulary: {there['vocab']} to {here['vocab']} tokens")
+        params["embedding"] = params["embedding"][: config.vocab]
+        if "out/kernel" in params:
+            params["out/kernel"] = params["out/kernel"][:, : config.vocab]
+        here["vocab"] = there["vocab"]
+    wrong = [
+        f"{name} is {here[name]!r} here and {value!r} there"
+        for name, value in there.items()
+        if here[name] != value
+    ]
+    if wrong:
+        raise ValueError(f"{foreign.path} does not fit:\n  " + "\n  ".join(wrong))
+    return params, told
+
+
+def _drop_copies(file: WeightFile, arrays: dict[str, np.ndarray]) -> None:
+    """Take out copies of the shared embedding; ValueError if one is no copy."""
+    found = [name for name in _COPIES if name in arrays]
+    for name in found:
+        copy = arrays.pop(name)
+        if not np.array_equal(copy, arrays.setdefault("shared.weight", copy)):
+            raise ValueError(f"{file.path}: {name} is not the shared.weight")
+
+
+def _depth(arrays: Mapping[str, np.ndarray]) -> int:
+    found = [re.match(r"decoder\.block\.(\d+)\.", name) for name in arrays]
+    return max((int(m[1]) + 1 for m in found if m), default=0)
+
+
+def _config(
+    file: WeightFile, arrays: Mapping[str, np.ndarray], *, depth: int, gated: bool
+) -> tuple[T5Config, list[str]]:
+    """Read the settings off shapes and, what they do not tell, off config.json."""
+    told, notes = file.config, []
+    if not told:
+        notes = ["no config.json: max_distance 128, norm_eps 1e-6 and T5's activation are assumed"]
+    activation = told.get("feed_forward_proj", "gated-gelu" if gated else "relu")
+    if _GATED.get(activation) is not gated:
+        raise ValueError(
+            f"{file.path}: feed_forward_proj is {activation!r}, and its arrays are"
+            f" {'' if gated else 'not '}gated; 'relu' and 'gated-gelu' are known"
+        )
+    # Files of other versions of the library tell by the one or by the other.
+    scaled = told.get("scale_decoder_outputs", told.get("tie_word_embeddings", True))
+    head = arrays.get("lm_head.weight")
+    own_head = head is not None and not np.array_equal(head, arrays["shared.weight"])
+    if scaled and own_head:
+        if told:
+            raise ValueError(f"{file.path}: lm_head.weight is not the shared.weight, and is scaled")
+        scaled = False
+    q = arrays[f"{_BLOCK}0.SelfAttention.q.weight".format(0)]
+    buckets, heads = arrays[_RELATIVE].shape
+    up = arrays[f"{_BLOCK}{_MLP[gated].theirs[0]}.weight".format(0)]
+    vocab, width = arrays["shared.weight"].shape
+    config = T5Config(
+        vocab=vocab,
+        width=width,
+        depth=depth,
+        heads=heads,
+        head_width=len(q) // heads,
+        hidden=len(up),
+        gated=gated,
+        tied=bool(scaled),
+        buckets=buckets,
+        max_distance=int(told.get("relative_attention_max_distance", 128)),
+        norm_eps=float(told.get("layer_norm_epsilon", 1e-6)),
+        dropout=float(told.get("dropout_rate", 0.1)),
+    )
+    return config, notes
+
+
+def _joined(
+    name: _Name, arrays: Mapping[str, np.ndarray], config: T5Config
+) -> Float[np.ndarray, "l ..."]:
+    """Stack a parameter of all blocks, with matrices [in out] and heads apart."""
+    c = config
+    wanted: dict[str, tuple[int, ...]] = {
+        "norm1/scale": (c.width,),
+        "norm2/scale": (c.width,),
+        "norm3/scale": (c.width,),
+        "attention/qkv/kernel": (c.width, 3, c.heads, c.head_width),
+        "attention/out/kernel": (c.heads * c.head_width, c.width),
+        "cross/q/kernel": (c.width, c.heads, c.head_width),
+        "cross/kv/kernel": (c.width, 2, c.heads, c.head_width),
+        "cross/out/kernel": (c.heads * c.head_width, c.width),
+        "mlp/gate_up/kernel": (c.width, 2, c.hidden),
+        "mlp/up/kernel": (c.width, c.hidden),
+        "mlp/down/kernel": (c.hidden, c.width),
+    }
+    shape, rows = wanted[name.ours], []
+    for i in range(c.depth):
+        parts = [arrays[f"{_BLOCK}{key}.weight".format(i)].T for key in name.theirs]
+        joined: Any = np.stack(parts, axis=1) if len(parts) > 1 else parts[0]
+        if joined.size != np.prod(shape) or joined.shape[0] != shape[0]:
+            shapes = [part.T.shape for part in parts]
+            raise ValueError(f"blocks/{name.ours} is to be {shape}, and {name.theirs} are {shapes}")
+        rows.append(joined.reshape(shape))
+    return np.stack(rows)
