@@ -123,8 +123,8 @@ class Incidents:
         np.savez(partial / "batch.npz", **host)  # pyright: ignore[reportArgumentType]
         if "image" in host:
             films = host["image"][:64]
-            if films.ndim == 5:  # b s h w 1: of studies, the first film
-                films = films[:, 0] if films.shape[1] else films[:0, 0]
+            if films.ndim == 5:  # b s h w 1: of a study the first film, if there is one
+                films = films[:, :1].reshape(-1, *films.shape[2:])
             writers.contact_sheet(
                 partial / "thumbnails.png", films, names=names[: len(films)], title=title
             )

@@ -46,7 +46,7 @@ def films(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reporter(films):
     """Make the run directory of a tiny model."""
-    small = dict(vocab=300, width=24, depth=1, heads=2, head_width=8, hidden=24)
+    small = dict(vocab=400, width=24, depth=1, heads=2, head_width=8, hidden=24)
     workdir = films / "run"
     make_run(
         workdir, "finetune_report", data=films / "shards", 

@@ -8,6 +8,7 @@ for both.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -148,7 +149,7 @@ def _number(pen: ImageDraw.ImageDraw, at: tuple[int, int], number: int) -> None:
     box = (x, y, x + _SIZE + 5, y + _SIZE + 5)
     pen.rectangle(box, _colour(number), "black")
     middle = (x + _SIZE // 2 + 3, y + _SIZE // 2 + 3)
-    pen.text(middle, str(number + 1), "black", ImageFont.load_default(_SIZE - 4), anchor="mm")
+    pen.text(middle, str(number + 1), "black", _plain(_SIZE - 4), anchor="mm")
 
 
 def _listed(
@@ -225,9 +226,15 @@ class _Page:
         return data.getvalue()
 
 
+@functools.lru_cache
+def _plain(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Load Pillow's own font once."""
+    return ImageFont.load_default(size)
+
+
 def font_for(text: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
     """Choose a font that has the characters of a text; where there is none, say so instead."""
-    plain = ImageFont.load_default(size)
+    plain = _plain(size)
     if all(ord(c) < 0x2E80 for c in text):
         return plain, text
     for name in CHINESE:
