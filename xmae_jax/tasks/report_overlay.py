@@ -172,7 +172,6 @@ def _listed(
     room = left + _LIST - x
     y = page.text((x, top), sentence.text, room=room, colour=colour)
     told = f"token probability {sentence.probability:.2f}, attention to {sentence.peak:.1f} x even"
-    told += "" if sentence.peak >= _OUTLINED else ": not outlined"
     y = page.text((x, y), told, room=room, colour=_FAINT, size=_SIZE - 4)
     return max(y, under) + _GAP
 
