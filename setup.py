@@ -21,6 +21,7 @@ REQUIRES = [
     "protobuf",  # reads the records: tf.train.Example without TensorFlow
     "pydantic>=2.7",  # typed configs: errors that name the key
     "pydicom>=3.0.2",  # DICOM; the floor is CVE-2026-32711
+    "sentencepiece",  # tokens of reports, as T5 has them
     "safetensors",  # weights: data that runs no code when read
     "scikit-image",  # lung heuristic, hulls, outlines
     "scipy",  # filters of the lung search and of the model-free reconstruction baselines

@@ -31,6 +31,9 @@ NODULES = (
     "0.4",
     "1.2",
 )
+# Chosen on other phantoms. Under the paper's mask and normalised pixels an encoder of this size is
+# worse than a random one for nodules.
+PRETRAIN = {"objective.mask.keep": 32, "objective.norm_pix_loss": False}
 SHOWN = ("Nodule", "macro")
 DIFFERENCES = (
     ("GLoRI - linear, pre-trained", "glori_pretrained", "linear_pretrained"),
@@ -100,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--series", type=int, default=7, help="of phantoms")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args(argv)
-    count, steps, epochs = 3000, 1000, 30
+    count, steps, epochs = 3000, 4000, 60
     if args.smoke:
         args.seeds, count, steps, epochs = 1, 200, 20, 2
     folder = args.folder or Path("runs/probe_phantoms" + "_smoke" * args.smoke)
@@ -112,7 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     predictions: dict[str, list[probing.Predictions]] = {}
     for seed in range(args.seeds):
-        encoder = probing.pretrain(shards, folder / f"encoder_{seed}", seed=seed, steps=steps)
+        encoder = probing.pretrain(
+            shards, folder / f"encoder_{seed}", seed=seed, steps=steps, settings=PRETRAIN
+        )
         for start, weights in (("pretrained", encoder), ("random", None)):
             for head in probing.PROBES:
                 arm = f"{head}_{start}"

@@ -45,8 +45,9 @@ PROBES = {
         "objective.head.width": 64,
         "objective.head.heads": 4,
         "objective.head.hidden": 128,
-        # Each costs as much as the encoder's features; a linear probe tries the config's 13.
-        "probe.grid.blr": (0.006, 0.012),
+        # Each costs as much as the encoder's features; a linear probe tries the config's 13. On
+        # other phantoms lower ones were best for a pre-trained encoder, the highest for a random.
+        "probe.grid.blr": (0.002, 0.004, 0.008, 0.08),
     },
 }
 
@@ -76,10 +77,12 @@ def build(folder: Path, *more: str) -> Path:
     return shards
 
 
-def pretrain(shards: Path, workdir: Path, *, seed: int, steps: int) -> Path:
-    """Pre-train a small encoder."""
+def pretrain(
+    shards: Path, workdir: Path, *, seed: int, steps: int, settings: Mapping[str, object] = {}
+) -> Path:
+    """Pre-train a small encoder; `settings` come before those of PRETRAIN."""
     more = {"data.path": shards, "seed": seed, "total_steps": steps}
-    train("quickstart", workdir, {**PRETRAIN, **more})
+    train("quickstart", workdir, {**PRETRAIN, **settings, **more})
     return workdir
 
 

@@ -18,6 +18,7 @@ from xmae_jax.data.records import CODECS
 from xmae_jax.data.transforms import FITS
 
 USAGE, BAD_DATA, LOCKED, DISK, INTERRUPTED = 64, 65, 73, 74, 130
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a data set, as TFDS allows it
 
 
 class UsageError(Exception):
@@ -78,7 +79,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(f"--size {options.size}: 64 to 4096 pixels")
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", options.name):
+    if not NAME.fullmatch(options.name):
         raise UsageError(f"--name {options.name!r}: lower-case letters, digits and _")
     for path in options.exclude:
         if not (directory_of(path) / MANIFEST).is_file():

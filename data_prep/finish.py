@@ -68,7 +68,7 @@ def finish(
         out |= duplicates.dropped(entries, out)
     rejected += [(films[place], reason) for place, reason in out.items()]
     rejected.sort()
-    _write_rejected(output / REJECTED, rejected)
+    write_rejected(output / REJECTED, rejected)
     if len(out) == len(entries):
         reasons = Counter(reason for _, reason in rejected).most_common(3)
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons)
@@ -188,7 +188,7 @@ def _pair_counts(
     }
 
 
-def _write_rejected(path: Path, rejected: Sequence[tuple[str, str]]) -> None:
+def write_rejected(path: Path, rejected: Sequence[tuple[str, str]]) -> None:
     """Write file and reason, for the owner: it is the one table that names input files."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:

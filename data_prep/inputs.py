@@ -335,7 +335,7 @@ def read_reports(path: Path) -> dict[str, Report]:
     reports: dict[str, Report] = {}
     for line in Table(path, required=("study_id",)):
         study = line.id("study_id")
-        made = Report(findings=line.section("findings"), impression=line.section("impression"))
+        made = line.report()
         if reports.setdefault(study, made) != made:
             raise line.error("study_id", "a second row of one study says something else")
     return reports

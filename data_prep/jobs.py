@@ -10,7 +10,7 @@ from data_prep.inputs import Inputs, Row
 from data_prep.parts import Workers
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.manifest import DataError
-from xmae_jax.data.records import Report
+from xmae_jax.data.records import NO_REPORT
 from xmae_jax.data.sandbox import Sandbox
 
 
@@ -74,7 +74,7 @@ def jobs_of(inputs: Inputs, workers: Workers) -> list[Job]:
         if row.split and film in patients:
             if official.setdefault(patients[film], row.split) != row.split:
                 raise DataError(f"{inputs.root}: a patient has films in two of the given splits")
-    jobs, nothing = [], Report(findings="", impression="")
+    jobs = []
     for film in inputs.films:
         row, patient = inputs.rows.get(film, empty), patients[film]
         jobs.append(
@@ -83,7 +83,7 @@ def jobs_of(inputs: Inputs, workers: Workers) -> list[Job]:
                 path=inputs.root / film,
                 mask=inputs.masks.get(film),
                 row=row,
-                report=inputs.reports.get(row.study, nothing) if row.study else nothing,
+                report=inputs.reports.get(row.study, NO_REPORT) if row.study else NO_REPORT,
                 patient=patient,
                 split=official.get(patient) or splits.split_of(patient),
             )

@@ -44,7 +44,7 @@ from data_prep.phantom_findings import plant
 from data_prep.phantom_raster import Draws, Frame
 from data_prep.phantom_text import write
 
-VERSION = 1
+VERSION = 2  # the texts are other than those of 1; films and labels are the same
 SOURCE = f"phantom-v{VERSION}"
 LICENCE = "CC0-1.0"  # drawings of nobody
 USAGE_ERROR = 64

@@ -13,10 +13,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from xmae_jax.data.findings import FINDINGS, find
 from xmae_jax.data.people import UNREADABLE, age_of, sex_of
-from xmae_jax.data.records import DataError
+from xmae_jax.data.records import NO_REPORT, DataError, Report
 
 Labels = tuple[float, ...]
 UNKNOWN: Labels = (math.nan,) * len(FINDINGS)  # one NaN object, so that label tuples compare
@@ -28,6 +29,11 @@ MAX_LINE = 4_000_000  # bytes; a row of run-length masks has about 100,000
 _PICTURES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
 VALUES = {"": math.nan}
 VALUES |= {str(number): float(number) for number in (1, 0, -1, 1.0, 0.0, -1.0)}
+
+
+def bounded(report: Report) -> Report:
+    """Cut the sections of a report that is no table's, so that one file cannot fill a shard."""
+    return cast(Report, {name: text.strip()[:MAX_TEXT] for name, text in report.items()})
 
 
 def without_suffix(name: str) -> str:
@@ -78,6 +84,10 @@ class Line:
     def section(self, column: str) -> str:
         """Return a section of a report."""
         return self._text(column, MAX_TEXT)
+
+    def report(self) -> Report:
+        """Return the sections of a report, by the columns that there are."""
+        return cast(Report, {name: self.section(name) for name in NO_REPORT})
 
     def value(self, column: str) -> float:
         """Parse a label: blank is unknown (NaN), else 1, 0 or -1."""

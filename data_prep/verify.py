@@ -122,7 +122,9 @@ def _read(
     for position in range(count):
         try:
             record = decode(reader.read([position])[0])
-            shape = decode_image(record["image"]).shape
+            shape = decode_image(record["image"]).shape if size else (0, 0)
+            if not size and record["image"]:
+                raise DataError("has a film, in a data set of reports alone")
             for mask in (record["lung_mask"], record["lung_hull"]):
                 if mask is not None:
                     decode_mask(mask)

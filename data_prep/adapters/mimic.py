@@ -10,20 +10,14 @@ from pathlib import Path
 
 from data_prep.adapters.shared import need, text_of, there, view_of
 from data_prep.inputs import SPLIT_NAMES, Inputs, Join, Row, split_name
-from data_prep.tables import MAX_TEXT, UNKNOWN, Labels, Line, Table
+from data_prep.tables import UNKNOWN, Labels, Line, Table, bounded
 from xmae_jax.data.records import DataError, Report
+from xmae_jax.data.text import sections
 
 _WHERE = "https://physionet.org/content/mimic-cxr-jpg/"
 _LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
 # Of a film's path: p10/p10000032/s50414267/<dicom_id>.jpg.
 _PATH = re.compile(r"(?:^|/)p(\d+)/s(\d+)/[^/]+$")
-_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&'-]{2,60}?)[ \t]*:", re.MULTILINE)
-# Any other heading ("LUNGS", "ICU") is a part of the section in which it stands.
-_SECTION = re.compile(
-    r"(ADDENDUM|CLINICAL|COMPARISON|CONCLUSION|EXAM|FINAL REPORT|FINDING|HISTORY|IMPRESSION"
-    r"|INDICATION|NOTIFICATION|REASON FOR|RECOMMENDATION|TECHNIQUE|WET READ)"
-    r"|.* (HISTORY|INDICATIONS?)$"
-)
 
 
 def scan(folder: Path, *, masks: Path | None, labels: Path | None, reports: Path | None) -> Inputs:
@@ -148,36 +142,7 @@ def _reports(folder: Path, given: Path | None, join: Join) -> dict[str, Report]:
         subject, number = patient.partition(":")[2], study.partition(":")[2]
         text = text_of(base / f"p{subject[:2]}" / f"p{subject}" / f"s{number}.txt")
         if text is not None:
-            found[study] = sections(text)
+            found[study] = bounded(sections(text))
     if given is not None and studies and not found:
         raise DataError(f"{given}: no report of any study, as files/p10/p10000032/s50414267.txt")
     return found
-
-
-def sections(text: str) -> Report:
-    """Cut the findings and the impression out of a report by its headings in capitals.
-
-    A heading that holds both counts as findings. What stands under neither is left out: it is
-    indication, history and comparison.
-    """
-    parts = _HEADING.split(text)
-    found: dict[str, list[str]] = {"findings": [], "impression": []}
-    section = ""
-    for heading, body in zip(parts[1::2], parts[2::2], strict=True):
-        name, words = " ".join(heading.split()), " ".join(body.split())
-        if _SECTION.match(name):
-            section = _section(name)
-        else:
-            words = f"{name}: {words}".strip()
-        if section and words:
-            found[section].append(words)
-    return Report(
-        findings="\n".join(found["findings"])[:MAX_TEXT],
-        impression="\n".join(found["impression"])[:MAX_TEXT],
-    )
-
-
-def _section(heading: str) -> str:
-    if heading.startswith("FINDING"):
-        return "findings"
-    return "impression" if heading.startswith(("IMPRESSION", "CONCLUSION")) else ""

@@ -12,9 +12,9 @@ from pathlib import Path
 from data_prep.adapters.shared import labels_of, need, refuse, text_of, there
 from data_prep.given import Mask, Parts
 from data_prep.inputs import Inputs, Join, Row
-from data_prep.tables import MAX_TEXT
+from data_prep.tables import bounded
 from xmae_jax.data.people import age_of, sex_of
-from xmae_jax.data.records import Report
+from xmae_jax.data.records import NO_REPORT, Report
 
 _WHERE = "https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html"
 # "Female, 30 years", "29 yrs male", "male 5 months", "45-year-old man", and where a line begins
@@ -113,7 +113,7 @@ def _inputs(
             mask_licence=row.mask_licence if mine else "",
         )
         if text:
-            reports[patient] = Report(findings=text, impression="")
+            reports[patient] = bounded({**NO_REPORT, "findings": text})
     return join.inputs(tables=(), masks=masks or given, reports=reports)
 
 
@@ -128,7 +128,7 @@ def _reading(path: Path) -> tuple[str, str, float | None]:
     sex, found = _A_SEX.search(person), _AN_AGE.search(person)
     age = age_of("".join(part or "" for part in found.groups())) if found else None
     return (
-        " ".join(filter(None, words))[:MAX_TEXT],
+        " ".join(filter(None, words)),
         (sex_of(sex[0]) or "") if sex else "",
         None if age is None or math.isnan(age) else age,
     )

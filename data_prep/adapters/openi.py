@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree
 
 from data_prep.adapters.shared import labels_of, need, refuse, text_of, there, view_of
 from data_prep.inputs import Inputs, Join, Row
-from data_prep.tables import MAX_TEXT, UNKNOWN, Labels, Line, Table
-from xmae_jax.data.records import DataError, Report
+from data_prep.tables import UNKNOWN, Labels, Line, Table, bounded
+from xmae_jax.data.records import NO_REPORT, DataError, Report
 
 _WHERE = "https://openi.nlm.nih.gov/faq, or Kaggle's raddar/chest-xrays-indiana-university"
 _LICENCE = "CC-BY-NC-ND-4.0"
@@ -144,7 +145,7 @@ def _csv(reports: Path, projections: Path) -> Iterator[_Study]:
         yield _Study(
             uid=line.id("uid"),
             terms=tuple(line.section("MeSH").split(";")),
-            report=Report(findings=line.section("findings"), impression=line.section("impression")),
+            report=line.report(),
             films=tuple(films.get(line.id("uid"), ())),
             line=line,
         )
@@ -173,10 +174,7 @@ def _xml(folder: Path, views: dict[str, str]) -> Iterator[_Study]:
         yield _Study(
             uid=uid,
             terms=tuple(term.text or "" for term in root.iter("major")),
-            report=Report(
-                findings=texts.get("FINDINGS", "").strip()[:MAX_TEXT],
-                impression=texts.get("IMPRESSION", "").strip()[:MAX_TEXT],
-            ),
+            report=bounded(cast(Report, {name: texts.get(name.upper(), "") for name in NO_REPORT})),
             films=tuple(
                 (f"{name} {short} {short}.dcm", views.get(short, ""))
                 for name, short in zip(names, shorts, strict=True)

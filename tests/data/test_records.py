@@ -12,7 +12,7 @@ from PIL import Image
 
 from xmae_jax.data import records
 from xmae_jax.data.manifest import describe, load_manifest, write_manifest
-from xmae_jax.data.records import FINDINGS, DataError, Record, Records, Report
+from xmae_jax.data.records import FINDINGS, NO_REPORT, DataError, Record, Records, Report
 
 COUNTS = {"train": (5, 4), "val": (3,)}
 
@@ -37,7 +37,9 @@ def record(index, split="train"):
         source="made, für Tests",
         split=split,
         labels=labels.astype(np.float32),
-        report=Report(findings="No effusion.", impression=""),
+        report=Report(
+            findings="No effusion.", impression="", indication="Cough.", comparison="None."
+        ),
         spacing=np.array([0.2, np.nan], np.float32),
         original_size=np.array([300, 200], np.int32),
         valid_box=np.array([0, 16, 96, 80], np.int32),
@@ -111,9 +113,18 @@ def test_tfds_reads_the_same(shards):
                 drawn = np.asarray(mask)[..., 0] > 0
                 np.testing.assert_array_equal(drawn, records.decode_mask(ours["lung_mask"]))
             assert theirs["source"].decode() == ours["source"]
-            assert theirs["report"]["findings"].decode() == ours["report"]["findings"]
+            assert {name: text.decode() for name, text in theirs["report"].items()} == ours[
+                "report"
+            ]
             np.testing.assert_array_equal(theirs["labels"], ours["labels"])
             np.testing.assert_array_equal(theirs["valid_box"], ours["valid_box"])
+
+
+def test_records_from_before_there_were_more_sections_are_read():
+    made = record(1)
+    old = dict(list(made["report"].items())[:2])
+    found = records.decode(records.encode({**made, "report": old}))
+    assert found["report"] == {**NO_REPORT, **old} and old["findings"]
 
 
 def test_unknown_split_names_those_there_are(shards):
@@ -147,9 +158,11 @@ def test_digest_covers_its_split_only(shards, copy):
 def test_what_is_no_picture_is_bad_data():
     film, mask = record(1)["image"], record(1)["lung_mask"]
     for decode, data in ((records.decode_image, mask), (records.decode_mask, film)):
-        for damaged in (b"", b"no", data, film[:-99], mask[:30]):
+        for damaged in (b"no", data, film[:-99], mask[:30]):
             with pytest.raises(DataError, match="a picture "):
                 decode(damaged)
+    with pytest.raises(DataError, match="no film, but a report alone"):
+        records.decode_image(b"")
 
 
 def test_threads_share_a_reader(shards):

@@ -29,7 +29,7 @@ from tests.data_prep.trees import (
 )
 from xmae_jax.data.film import FilmError
 from xmae_jax.data.findings import find
-from xmae_jax.data.records import DataError
+from xmae_jax.data.records import NO_REPORT, DataError
 
 
 @pytest.fixture
@@ -55,8 +55,10 @@ def test_mimic_cxr_jpg(mimic):
     assert inputs.reports["mimic:50414267"] == {
         "findings": "Small effusion. No change.",
         "impression": "Effusion; see above.",
+        "indication": "___M with cough: worse",
+        "comparison": "",
     }
-    assert inputs.reports["mimic:51111111"] == {"findings": "", "impression": ""}
+    assert inputs.reports["mimic:51111111"] == NO_REPORT
 
 
 def test_mimic_takes_the_radiologists_labels_in_place_of_its_own(mimic):
@@ -274,7 +276,7 @@ def test_montgomery(tmp_path):
     normal, ill = inputs.rows.values()
     assert known(normal) == {"No Finding": 1, "Tuberculosis": 0}
     assert known(ill) == {"No Finding": 0, "Tuberculosis": 1}
-    assert inputs.reports == {"montgomery:0001": {"findings": "normal", "impression": ""}}
+    assert inputs.reports == {"montgomery:0001": {**NO_REPORT, "findings": "normal"}}
     assert (normal.mask_source, ill.mask_source) == ("montgomery-manual", "")
     assert (normal.sex, normal.age, ill.sex, ill.age) == ("F", 26, "", None)
     (film,) = inputs.masks
@@ -334,7 +336,12 @@ def test_open_i_as_nlm_has_it(tmp_path):
     assert positive == {"Pleural Effusion", "Lung Opacity"} and known(first)["Edema"] == 0
     assert known(second)["No Finding"] == 1 and known(third) == {}
     assert inputs.rows["NLMCXR_dcm/1/1_IM-0001-4001.dcm"] == first
-    assert inputs.reports["openi:1"] == {"findings": "Small left effusion.", "impression": ""}
+    assert inputs.reports["openi:1"] == {
+        "findings": "Small left effusion.",
+        "impression": "",
+        "indication": "Cough",
+        "comparison": "None.",
+    }
     assert first.patient == first.study == "openi:1" and inputs.orphans == 2
     put(tmp_path / "ecgen-radiology/4.xml", '<!DOCTYPE x [<!ENTITY a "aa">]><x>&a;</x>')
     with pytest.raises(DataError, match="4.xml: no report"):
@@ -351,14 +358,14 @@ def test_open_i_as_kaggle_has_it(tmp_path):
     rows = [("1", names[0], "Frontal"), ("1", names[1], "Lateral")]
     table(tmp_path / "indiana_projections.csv", ("uid", "filename", "projection"), *rows)
     header = "uid,MeSH,Problems,image,indication,comparison,findings,impression".split(",")
-    row = ["1", "Cardiomegaly/borderline;Aorta/tortuous", "", "", "", "", "Large heart.", "Same."]
+    row = ["1", "Cardiomegaly/borderline;Aorta/tortuous", "", "", "a", "b", "Large heart.", "Same."]
     table(tmp_path / "indiana_reports.csv", header, row)
     inputs = read("open-i", tmp_path)
     frontal, lateral = (inputs.rows[f"images/images_normalized/{name}"] for name in names)
     assert (frontal.view, lateral.view) == ("Frontal", "L")
     positive = {name for name, value in known(frontal).items() if value}
     assert positive == {"Cardiomegaly", "Tortuous Aorta"} and lateral.findings == frontal.findings
-    assert inputs.reports == {"openi:1": {"findings": "Large heart.", "impression": "Same."}}
+    assert [*inputs.reports["openi:1"].values()] == ["Large heart.", "Same.", "a", "b"]
 
 
 def test_every_class_of_every_source_is_on_the_list():

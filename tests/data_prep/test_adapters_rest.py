@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from data_prep.adapters.mimic import sections
 from data_prep.adapters.nlm_tb import scan_shenzhen
 from data_prep.adapters.openi import mesh_labels
 from data_prep.inputs import Row
 from data_prep.splits import split_of
 from tests.data_prep import trees
 from tests.data_prep.trees import CHEXPERT, CXR_LT, VINDR, chestxray14, known, put, read, table
+from xmae_jax.data.text import sections
 
 REST = "films that no table names: patients by the films' names"
 
@@ -188,12 +188,14 @@ def test_sub_headings_stay_in_their_section():
     report = sections(
         " FINAL REPORT\n PATIENT HISTORY: Fall.\n LUNGS: not yet.\n\n FINDINGS:\n"
         " AP view.\n LUNGS: Clear.\n ICU:\n PICC: In the SVC.\n\n COMPARISON:  None.\n"
-        " HEART: dropped.\n\n IMPRESSION:\n 1. No change.\n TUBES AND LINES: As above.\n\n"
+        " HEART: same.\n\n IMPRESSION:\n 1. No change.\n TUBES AND LINES: As above.\n\n"
         " RECOMMENDATION(S):  CT.\n\n NOTIFICATION:  Dr. ___ by phone.\n"
     )
     assert report == {
         "findings": "AP view.\nLUNGS: Clear.\nICU:\nPICC: In the SVC.",
         "impression": "1. No change.\nTUBES AND LINES: As above.",
+        "indication": "Fall.\nLUNGS: not yet.",
+        "comparison": "None.\nHEART: same.",
     }
 
 

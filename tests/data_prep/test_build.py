@@ -19,7 +19,7 @@ from data_prep.build import main
 from tests.data.made import dicom
 from xmae_jax.data.index import label_matrix, read_entries
 from xmae_jax.data.manifest import load_manifest
-from xmae_jax.data.records import FINDINGS, Records, decode_image, decode_mask
+from xmae_jax.data.records import FINDINGS, NO_REPORT, Records, decode_image, decode_mask
 
 HEX = set("0123456789abcdef")
 EDEMA, MASS = FINDINGS.index("Edema"), FINDINGS.index("Mass")
@@ -120,7 +120,10 @@ def test_archive_becomes_records(archive, tmp_path, capsys):
         np.array([film["labels"] for film in films]), FINDINGS.index("Pleural Effusion"), 1
     )
     assert np.isnan(others).all()
-    assert sum(film["report"] == {"findings": "A", "impression": "B"} for film in films) == 1
+    assert (
+        sum(film["report"] == {**NO_REPORT, "findings": "A", "impression": "B"} for film in films)
+        == 1
+    )
     assert sorted(film["mask_source"] for film in films)[:2] == ["given:file"] * 2
     assert {film["view"] for film in films} == {"PA"} and {f["source"] for f in films} == {"made"}
 

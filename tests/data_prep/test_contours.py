@@ -15,7 +15,7 @@ from tests.data.made import RAMP, dicom
 from tests.data.test_lungs import made_film, two_lungs
 from xmae_jax.data import records
 from xmae_jax.data.lungs import dice
-from xmae_jax.data.records import Report
+from xmae_jax.data.records import NO_REPORT
 
 SHAPE = (300, 280)
 LUNGS = two_lungs(SHAPE)
@@ -86,7 +86,7 @@ def test_a_mask_of_a_film_whose_pixels_are_not_square(tmp_path):
             film,
             saved(tmp_path, mask),
             Row(),
-            Report(findings="", impression=""),
+            NO_REPORT,
             "p",
             "train",
         )

@@ -39,6 +39,7 @@ CONVENTIONS = {
     "shenzhen-manual-stirenko": "lungs",
     "v7-darwin-human": "lungs_with_heart",
     "phantom-v1": "lungs",
+    "phantom-v2": "lungs",
 }
 """Which one a mask follows, by the name in "given:NAME" or by the film's source."""
 OUTER = 0.15  # of the width of both lungs: the part along the chest wall that no heart reaches

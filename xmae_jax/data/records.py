@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -44,12 +44,17 @@ class Report(TypedDict):
 
     findings: str
     impression: str
+    indication: str
+    comparison: str
+
+
+NO_REPORT = Report(findings="", impression="", indication="", comparison="")
 
 
 class Record(TypedDict):
     """One film as stored; s is the side of the stored (square) film in pixels."""
 
-    image: bytes  # JPEG or PNG, one channel, s x s
+    image: bytes  # JPEG or PNG, one channel, s x s; empty where there is a report alone
     lung_mask: bytes | None  # 1-bit PNG over the same square, at most MASK_SIDE px
     lung_hull: bytes | None  # convex hull of the mask, stored likewise
     mask_source: (
@@ -145,6 +150,10 @@ def decode(data: bytes) -> Record:
     def text(name: str) -> str:
         return feature[name].bytes_list.value[0].decode()
 
+    def section(name: str) -> str:
+        found = feature[f"report/{name}"].bytes_list.value  # older records have fewer sections
+        return found[0].decode() if found else ""
+
     def mask(name: str) -> bytes | None:
         found = feature[name].bytes_list.value
         return found[0] if found else None
@@ -170,7 +179,7 @@ def decode(data: bytes) -> Record:
         source=text("source"),
         split=text("split"),
         labels=floats("labels"),
-        report=Report(findings=text("report/findings"), impression=text("report/impression")),
+        report=cast(Report, {name: section(name) for name in NO_REPORT}),
         spacing=floats("spacing"),
         original_size=ints("original_size"),
         valid_box=ints("valid_box"),
@@ -204,6 +213,8 @@ def decode_image(
 
     Of 16 bits the upper ones are returned.
     """
+    if not data:
+        raise DataError("there is no film, but a report alone")
     if not data.startswith(b"\xff\xd8"):
         try:
             picture = Image.open(io.BytesIO(data), formats=["PNG"])
@@ -258,7 +269,7 @@ class Records:
 
     labels: tuple[str, ...]
     digest: str  # sha256 over the manifest's entries of this split
-    size: int  # side of a stored film in pixels
+    size: int  # side of a stored film in pixels; 0 of reports alone
 
     def __init__(self, directory: str | os.PathLike, split: str) -> None:
         """Compare all shards with the manifest, cheaply; open none for reading yet.
@@ -376,7 +387,7 @@ def write_tfds_metadata(
     """Write features.json and dataset_info.json; return file -> sha256 for the manifest.
 
     name: the data set's name, lower case with underscores; files: the manifest's entries of the
-    shards; labels: length of the label vector; codec: of the films.
+    shards; labels: length of the label vector; codec: of the films, "none" if there are none.
     """
     import tensorflow_datasets as tfds  # slow to import, and only the writer needs it
 
@@ -399,7 +410,7 @@ def write_tfds_metadata(
         )
     tfds.folder_dataset.write_metadata(
         data_dir=os.fspath(directory),
-        features=_tfds_features(labels, CODECS[codec]),
+        features=_tfds_features(labels, CODECS.get(codec)),
         split_infos=splits,
         filename_template=template,
         check_data=False,  # the check needs TensorFlow
@@ -412,17 +423,16 @@ def _tfds_features(labels: int, dtype: Any) -> Any:
     import tensorflow_datasets as tfds
 
     features = tfds.features
+    film = features.Image(shape=(None, None, 1), dtype=dtype or np.uint8)
     mask = features.Sequence(features.Image(shape=(None, None, 1), encoding_format="png"))
     return features.FeaturesDict(
         {
-            "image": features.Image(shape=(None, None, 1), dtype=dtype),
+            "image": features.Text() if dtype is None else film,
             **{key: mask for key in _MASKS},
             **{key: features.Text() for key in _TEXTS},
             **{key: np.float32 for key in _NUMBERS},
             "labels": features.Tensor(shape=(labels,), dtype=np.float32),
-            "report": features.FeaturesDict(
-                {"findings": features.Text(), "impression": features.Text()}
-            ),
+            "report": features.FeaturesDict({name: features.Text() for name in NO_REPORT}),
             "spacing": features.Tensor(shape=(2,), dtype=np.float32),
             "original_size": features.Tensor(shape=(2,), dtype=np.int32),
             "valid_box": features.Tensor(shape=(4,), dtype=np.int32),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import cv2
@@ -13,7 +15,12 @@ from xmae_jax.data.augment import Augment, warp
 from xmae_jax.data.findings import place_of
 from xmae_jax.data.lungs import CHANNELS, convention, is_frontal, truths
 from xmae_jax.data.records import decode_image, decode_mask
+from xmae_jax.data.report_text import ReportText, tokenizer_of
 from xmae_jax.data.transforms import WHOLE, Box
+
+FRONTAL, LATERAL, OTHER = range(3)
+"""What `view_ids` holds; an empty place is OTHER."""
+_LATERAL = re.compile(r"\b(L|LL|RL|LAT|LLAT|RLAT)\b|LATERAL", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,4 +168,74 @@ class LabelledView:
         }
 
 
-VIEWS = {"film": FilmView, "labelled": LabelledView, "segment": SegmentView}
+def view_id(view: str) -> int:
+    """Tell frontal, lateral and other views apart; one that is not known counts as frontal."""
+    if is_frontal(view):
+        return FRONTAL
+    return LATERAL if _LATERAL.search(view.replace("_", " ")) else OTHER
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportView:
+    """A study: an example of `data/studies.py`, or one record, which is a study of its own.
+
+    `image` uint8 [views s s 1] and `valid` bool [views n], zero where `has_image` bool [views] says
+    that there is no film; `view_ids` int32 [views]; `prefix` int32 [p] and `text` int32 [t], padded
+    with 0; `has_text` bool: whether there is a report. `text` closes with the end token, unless it
+    was cut: then `cut` int32 counts the tokens that are missing, and nothing says that a report
+    ends there.
+    """
+
+    image_size: int
+    grid: tuple[int, int]
+    crop_scale: tuple[float, float] | None
+    augment: Augment | None
+    views: int
+    report: ReportText
+
+    def __post_init__(self) -> None:
+        if self.augment is not None and self.augment.mirror:
+            raise ValueError("data.augment.mirror: a mirrored film has other sides than its report")
+        if self.views < 1:
+            raise ValueError(f"views must be positive, got {self.views}")
+        tokenizer_of(self.report.tokenizer)
+
+    def __call__(
+        self,
+        record: dict[str, Any],
+        rng: np.random.Generator,
+        slots: dict[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Decode and cut the films, and tokenise the report."""
+        films = record["films"] if "films" in record else [record] if record["image"] else []
+        shown = self._films(films[: self.views], rng, slots)
+        return {**shown, **self.report.tokens(record["report"])}
+
+    def _films(
+        self,
+        films: Sequence[dict[str, Any]],
+        rng: np.random.Generator,
+        slots: dict[str, np.ndarray] | None,
+    ) -> dict[str, np.ndarray]:
+        size, n = self.image_size, self.grid[0] * self.grid[1]
+        shape = (self.views, size, size, 1)
+        image = slots["image"] if slots else np.empty(shape, np.uint8)
+        image[len(films) :] = 0
+        valid = np.zeros((self.views, n), bool)
+        ids = np.full(self.views, OTHER, np.int32)
+        one = LabelledView(size, self.grid, (), self.crop_scale, self.augment)
+        for place, film in enumerate(films):
+            made = one(film, rng, {"image": image[place]})
+            if not np.may_share_memory(made["image"], image):
+                image[place] = made["image"]
+            valid[place], ids[place] = made["valid"], view_id(film["view"])
+        has_image = np.arange(self.views) < len(films)
+        return {"image": image, "valid": valid, "view_ids": ids, "has_image": has_image}
+
+
+VIEWS = {
+    "film": FilmView,
+    "labelled": LabelledView,
+    "report": ReportView,
+    "segment": SegmentView,
+}

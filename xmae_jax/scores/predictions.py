@@ -68,16 +68,17 @@ class Predictions:
 
     def patients(self) -> Int64[np.ndarray, " n"]:
         """Number the patients; a film without one is a patient of its own."""
-        return _numbered((f.patient, "" if f.patient else f.id) for f in self.films)
+        return numbered((f.patient, "" if f.patient else f.id) for f in self.films)
 
     def studies(self) -> Int64[np.ndarray, " n"]:
         """Number the studies; a film without one is a study of its own."""
-        return _numbered(
+        return numbered(
             (f.patient, f.study, "" if f.patient and f.study else f.id) for f in self.films
         )
 
 
-def _numbered(keys: Iterable[Any]) -> Int64[np.ndarray, " n"]:
+def numbered(keys: Iterable[Any]) -> Int64[np.ndarray, " n"]:
+    """Number keys by their first place; equal ones have one number."""
     number: dict[Any, int] = {}
     return np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
 

@@ -202,7 +202,7 @@ def _run(
         if fn in objective.predict_fns() and held_out
     }
     for path, source in zip(config.data.paths, training.records, strict=True):
-        if source.size < config.image_size and hosts.is_first():
+        if 0 < source.size < config.image_size and hosts.is_first():
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
                   f" {config.image_size}")  # fmt: skip
     train.train(

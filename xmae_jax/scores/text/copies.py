@@ -1,0 +1,61 @@
+"""How much of what is written is written anew: copies of training, distinct texts, lengths.
+
+Normal studies read alike, so the references, told beside, are copies too, and often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xmae_jax.scores.text.tokens import tokenise
+
+
+def originality(
+    generated: Sequence[str],
+    references: Sequence[str],
+    *,
+    training: Iterable[str] | None,
+    tokeniser: str,
+) -> dict[str, Any]:
+    """Describe generated texts and references; two texts are alike if all their tokens are.
+
+    `training` are the texts that the model was trained on, None if they are not known; an empty
+    text is nobody's copy. Lengths are in tokens.
+    """
+    known = None
+    if training is not None:
+        known = {_digest(text) for text in tokenise(list(training), tokeniser) if text}
+    texts = {"generated": generated, "references": references}
+    return {name: _described(tokenise(some, tokeniser), known) for name, some in texts.items()}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+
+
+def _described(texts: Sequence[str], known: set[bytes] | None) -> dict[str, Any]:
+    often = Counter(texts)
+    lengths = np.array([len(text.split()) for text in texts])
+    copied = None if known is None else sum(_digest(text) in known for text in texts)
+    total = max(len(texts), 1)
+    low, middle, high = np.percentile(lengths, [5, 50, 95]).tolist() if len(texts) else [None] * 3
+    return {
+        "reports": len(texts),
+        "empty": often[""],
+        "distinct": len(often),
+        "distinct_share": len(often) / total,
+        "most_frequent": max(often.values(), default=0),
+        "copied": copied,
+        "copied_share": None if copied is None else copied / total,
+        "length": {
+            "mean": float(lengths.mean()) if len(texts) else None,
+            "p5": low,
+            "median": middle,
+            "p95": high,
+        },
+    }
