@@ -41,6 +41,18 @@ def test_their_step_runs(capsys):
     assert last_line(capsys)["ratio_wall"] > 0
 
 
+def test_texts_are_timed_beside_others(monkeypatch, capsys):
+    from benchmarks import generate
+
+    # Else all that runs after would be bound too.
+    monkeypatch.delattr(generate.os, "sched_setaffinity", raising=False)
+    assert generate.main(["--smoke", "--turns", "1"]) == 0
+    result = last_line(capsys)
+    assert result["ours"]["wall"] > 0
+    if importlib.util.find_spec("transformers"):
+        assert result["equal_tokens"] == 1.0
+
+
 def _missing(*_):
     raise ImportError("no torch here")
 

@@ -40,9 +40,9 @@ RULES = (
     (r".*/blocks/gamma[12]", P()),
     (r".*/(embed|patch_embed(/\w+)?|pixels)/kernel", P("fsdp")),
     (r".*/(embed|patch_embed(/\w+)?|pixels|norm)/(bias|scale)", P()),
-    (r".*/(cls|mask_token|registers|positions)", P()),
-    (r".*/head/decoder/embedding", P(None, "fsdp")),
-    (r".*/head/decoder/out/kernel", P("fsdp")),
+    (r".*/(cls|mask_token|registers|positions|relative_bias)", P()),
+    (r".*/embedding", P(None, "fsdp")),
+    (r".*/decoder/out/kernel", P("fsdp")),
     (r".*/(unet|dense|head)/.*", P()),  # ten million parameters: a copy on every device
     (r"step|guard/\w+|opt_state/.*/?count", P()),
 )

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from xmae_jax.models.layers import Compute
-from xmae_jax.models.t5 import Memory, Steps, T5Config, T5Decoder, bucket
+from xmae_jax.models.t5 import Memory, T5Config, T5Decoder, bucket
+from xmae_jax.models.t5_steps import Steps
 
 SIZES = dict(vocab=50, width=24, depth=2, heads=3, head_width=8, hidden=40)
 

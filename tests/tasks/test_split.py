@@ -55,12 +55,12 @@ def test_what_cannot_be(shards):
         with pytest.raises(ConfigError, match=f"config.data.{[*option][0]}: the objective has no"):
             opened(shards, findings=(), **option)
     with pytest.raises(
-        ConfigError, match="config.data.leave_out_source: 'nih' is none of them; .* phantom-v1"
+        ConfigError, match="config.data.leave_out_source: 'nih' is none of them; .* phantom-v2"
     ):
         opened(shards, leave_out_source="nih")
     with pytest.raises(ConfigError, match="config.data.leave_out_source"):  # nothing is left
-        opened(shards, leave_out_source="phantom-v1")
-    assert opened(shards, "test", leave_out_source="phantom-v1").films
+        opened(shards, leave_out_source="phantom-v2")
+    assert opened(shards, "test", leave_out_source="phantom-v2").films
     with pytest.raises(ConfigError, match="config.data.eval_split: split 'vla' .* None trains"):
         opened(shards, "vla", eval_split="vla")
 

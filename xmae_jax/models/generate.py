@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from xmae_jax.models.t5 import Cache, Memory, Steps, T5Decoder
+from xmae_jax.models.t5 import Memory, T5Decoder
+from xmae_jax.models.t5_steps import Cache, Steps
 from xmae_jax.sharding import constrain
 
 PREFIX_BUCKET, NEW_BUCKET = 8, 32
