@@ -16,6 +16,7 @@ from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import NO_REPORT, Records, encode_image
 from xmae_jax.data.report_text import ReportText, tokenizer_of
 from xmae_jax.data.studies import Studies, open_studies
+from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.data.views import FRONTAL, LATERAL, OTHER, VIEWS, ReportView, view_id
 
 GRID = (4, 4)
