@@ -81,6 +81,7 @@ def test_a_film_gets_what_its_record_gets_in_an_evaluation(films, finetuned, cap
     wanted = [film.id for film in scored.films]
     lines, output = predicted(finetuned, [paths[name] for name in wanted])
     assert len(lines) == len(wanted) > 0
+    assert capsys.readouterr().out.count("* stands behind a probability that reaches") == 1
     for name, logits in zip(wanted, scored.logits, strict=True):
         line = lines[paths[name]]
         for finding, logit in zip(FINDINGS, logits, strict=True):
