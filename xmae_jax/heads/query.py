@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 
 from xmae_jax.heads.parts import attention_map, tokens
 from xmae_jax.heads.text import read_embeddings
-from xmae_jax.models.layers import layer_norm, torch_linear, torch_uniform
+from xmae_jax.models.layers import dropout, layer_norm, torch_linear, torch_uniform
 from xmae_jax.typing import Features
 
 _Float32 = jnp.dtype(jnp.float32)
