@@ -59,7 +59,9 @@ def beam(context, valid=VALID, prefix=PREFIX, given=GIVEN, config=BEAM) -> Gener
 def test_greedy_search_takes_the_most_likely_token():
     model = decoder()
     memory = jax.jit(model.memory)(states())
-    found = generate(model, memory, config=GenerateConfig(beams=1, max_new=12))
+    # A penalty by which any longer text would win, if it were looked at.
+    config = GenerateConfig(beams=1, max_new=12, length_penalty=3.0)
+    found = generate(model, memory, config=config)
     assert found.attention is None
     run = jax.jit(lambda tokens: model(tokens, memory).argmax(axis=-1))
     texts = np.zeros((ROWS, 13), np.int32)
@@ -95,7 +97,7 @@ def test_enough_beams_find_the_best_of_all_texts():
         assert found.tokens[i].tolist() == best.tolist()
 
 
-def test_probabilities_are_those_of_the_text_read_as_a_whole():
+def test_probabilities_and_maps_are_those_of_the_text_read_as_a_whole():
     model, found = decoder(), beam(states())
     texts = np.zeros((ROWS, 20), np.int32)
     for i, given in enumerate(GIVEN):
@@ -113,6 +115,19 @@ def test_probabilities_are_those_of_the_text_read_as_a_whole():
         np.testing.assert_allclose(found.log_prob[i, :length], want, atol=1e-4)
         np.testing.assert_allclose(found.score[i], want.sum() / length**0.5, rtol=1e-4)
         assert not found.log_prob[i, length:].any() and not found.tokens[i, length:].any()
+
+    prefill = jax.jit(
+        lambda tokens, valid, memory: model.prefill(
+            tokens, memory, valid=valid, memory_valid=jnp.asarray(VALID)
+        )[2]
+    )
+    memory = jax.jit(model.memory)(states())
+    for j in range(found.length.max()):
+        pasts = [texts[i, : 1 + given + j] for i, given in enumerate(GIVEN)]
+        tokens = jnp.asarray(np.stack([np.pad(past, (20 - len(past), 0)) for past in pasts]))
+        valid = jnp.asarray(np.arange(20) >= 20 - np.array([[len(past)] for past in pasts]))
+        want, real = np.asarray(prefill(tokens, valid, memory)), j < found.length
+        np.testing.assert_allclose(found.attention[real, j], want[real], atol=1e-5)
 
 
 def test_texts_obey():
