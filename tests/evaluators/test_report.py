@@ -138,7 +138,8 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    texts = TEXTS * 9
+    # The last has the words, and not the finding.
+    texts = [*TEXTS * 9, ("The heart is large today.", "The heart is not large today.")]
     metrics, text = evaluated(texts)
     metrics["about"] = {
         "data": ["<data>"],
@@ -165,6 +166,10 @@ def test_page_escapes_and_fetches_nothing(page):
 def test_page_shows_best_and_worst(page):
     assert page.count('<article class="study">') == 2 * SHOWN
     best, worst = page.split('id="worst"')
+    for part, sign in ((best, -1), (worst, 1)):
+        scores = re.findall(r"F1 (0\.\d+|1\.0+), ROUGE-L ([\d.]+) <", part)
+        scores = [(sign * float(f1), sign * float(rouge)) for f1, rouge in scores]
+        assert scores == sorted(scores) and len(scores) == SHOWN
     assert 'alt="film 2 of study' in best and "no film" in best
     assert "1. F1 1.000, ROUGE-L 1.000" in best and "1. F1 0.000, ROUGE-L 0.000" in worst
     assert '<span class="chip missed">Cardiomegaly</span>' in worst

@@ -174,6 +174,7 @@ def test_every_report_has_every_name():
         ("Bilateral effusions, right greater than left.", {EFFUSION: "both"}),
         ("Right and left effusions.", {EFFUSION: "both"}),
         ("Left upper and right lower lobe opacities.", {"Lung Opacity": "both"}),
+        ("Cardiomegaly, right and left effusions.", {EFFUSION: "both"}),
         ("Opacities at the right and left bases.", {"Lung Opacity": "both"}),
         ("Left effusion with adjacent atelectasis.", {EFFUSION: "left", "Atelectasis": "left"}),
         ("Atelectasis and effusion on the left.", {EFFUSION: "left", "Atelectasis": "left"}),
