@@ -79,7 +79,7 @@ setup(
     package_data={
         "data_prep": ["templates/*.html"],
         # weights: the lung model, docs/lung_model.md
-        "xmae_jax": ["weights/*", "templates/*.html"],
+        "xmae_jax": ["weights/*", "templates/*.html", "templates/*.css"],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

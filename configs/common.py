@@ -116,6 +116,7 @@ def get_config() -> ConfigDict:
                 # A patient, a film or a near copy of one in the training split and another, or
                 # sets whose patients cannot be compared: exit 65, or "allow" and say so in results.
                 leaks="refuse",
+                text=optional(),
             ),
             # Deviations above the mean of the last 128 steps at which a step is left out (OLMo-core
             # and MaxText: 6); None never does. Seconds without a sign of life that end a run:
@@ -140,6 +141,7 @@ def get_config() -> ConfigDict:
                 layer_decay=1.0,
                 freeze=(),
                 grid=optional(),
+                rates=(),
             ),
             probe=optional(),
             cache=dict(dir=optional(), max_gb=64.0),

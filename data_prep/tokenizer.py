@@ -16,14 +16,12 @@ Exit codes: 0 done, 64 usage, 65 bad data, 74 disk or I/O.
 """
 
 import argparse
-import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import sentencepiece
 
@@ -33,15 +31,8 @@ from data_prep.splits import split_of
 from data_prep.tables import Table
 from xmae_jax.data.manifest import MANIFEST, DataError, load_manifest
 from xmae_jax.data.records import Records, Report
-from xmae_jax.data.text import MARK, NORMALISATION, Marks, Tokenizer, fertility, normalise
-
-# Coverage: what SentencePiece advises for scripts of many characters, and nearly all for others.
-# Words of Chinese have up to four characters, and no blank stands before a text.
-_LANGUAGES: dict[str, dict[str, Any]] = {
-    "en": dict(character_coverage=0.9999),
-    "zh": dict(character_coverage=0.9995, max_sentencepiece_length=4, add_dummy_prefix=False),
-}
-_BOUND = re.compile(r"<= (?P<most>\d+)|vs (?P<least>\d+)")
+from xmae_jax.data.text import NORMALISATION, Marks, Tokenizer, fertility, normalise
+from xmae_jax.data.tokenizer_training import LANGUAGES, train_tokenizer
 
 
 def reports_of(path: Path, split: str) -> Iterator[Report]:
@@ -65,42 +56,12 @@ def texts_of(path: Path, split: str, marks: Marks) -> list[str]:
     return [text for text in texts if text]
 
 
-def train(texts: Sequence[str], *, vocab: int, language: str) -> bytes:
-    """Train a model; DataError if the texts do not give so many pieces."""
-    out = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=out,
-            vocab_size=vocab,
-            model_type="unigram",
-            byte_fallback=True,
-            normalization_rule_name="identity",  # texts are normalised already
-            user_defined_symbols=[f"\u2581{MARK}", MARK],  # with a blank before it, and without
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            max_sentence_length=1 << 20,  # bytes; longer ones would be left out
-            num_threads=1,  # sums in one order
-            minloglevel=3,  # nothing of a report in a log
-            **_LANGUAGES[language],
-        )
-    except RuntimeError as error:
-        bound = _BOUND.search(str(error))
-        if bound is None:
-            raise DataError(f"{len(texts):,} texts: SentencePiece cannot be trained") from None
-        told = f"allow {bound['most']} at most" if bound["most"] else f"need {bound['least']}"
-        raise DataError(f"--vocab {vocab}: {len(texts):,} texts {told}") from None
-    return out.getvalue()
-
-
 def make(options: argparse.Namespace) -> str:
     """Train, and write the model and its card; return the summary."""
     texts = texts_of(options.input, "train", options.marks)
     if not texts:
         raise DataError(f"{options.input}: no report in the training split")
-    model = train(texts, vocab=options.vocab, language=options.language)
+    model = train_tokenizer(texts, vocab=options.vocab, language=options.language)
     _replace(options.output, model)
     tokenizer = Tokenizer.load(options.output)
     shards = options.input.is_dir()
@@ -141,7 +102,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="shards, or a table of reports")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.model")
     parser.add_argument("--vocab", type=int, required=True, metavar="N", help="pieces")
-    parser.add_argument("--language", choices=_LANGUAGES, default="en")
+    parser.add_argument("--language", choices=LANGUAGES, default="en")
     parser.add_argument("--marks", choices=get_args(Marks), default="keep",
                         help="what to do with XXXX and ___")  # fmt: skip
     options = parser.parse_args(arguments)

@@ -15,6 +15,8 @@ from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import split
 from xmae_jax.rundir import Run
 from xmae_jax.tasks.model import named
+from xmae_jax.tasks.split import open_split
+from xmae_jax.tasks.text import tokenizer_of
 from xmae_jax.typing import TrainState
 
 SMALL = dict(width=32, depth=2, heads=2, patch_size=16, base_grid=4)
@@ -50,12 +52,16 @@ def make_run(workdir: Path, config: str, *, data: Path | None = None, step: int 
     params, frozen = split(noise(shapes), made.optim.freeze)
     extra = noise(jax.eval_shape(objective.start, params))
     state = jax.tree.map(jnp.asarray, TrainState(np.int32(step), params, frozen, {}, extra, {}))
-    sources = [Records(path, made.data.split) for path in made.data.paths]
+    workdir.mkdir(parents=True)
+    sources, text = [Records(path, made.data.split) for path in made.data.paths], {}
+    if made.data.text is not None:
+        training = open_split(made, made.data.split, findings=())
+        sources, tokenizer = training.records, tokenizer_of(made, workdir, training)
+        text = {"tokenizer": tokenizer.digest}
     listed = [
-        {"records": len(s), "digest": s.digest, "film": film_format(path)}
+        {"records": len(s), "digest": s.digest, "film": film_format(path), **text}
         for path, s in zip(made.data.paths, sources, strict=True)
     ]
-    workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(config_lib.to_json(made))
     trained_on = [data_set(path, split=made.data.split) for path in made.data.paths]
     run = Run(workdir, "0123456789abcdef", listed, trained_on=trained_on)

@@ -71,6 +71,10 @@ def change(**changes):
     return tree
 
 
+TEXT = dict(tokenizer=None, sections=("findings",), prefix=(), language="en", marks="keep",
+            length=8, prefix_length=0, views=1)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -84,6 +88,12 @@ def change(**changes):
         (dict(data__label_fraction=0.0), ["label_fraction must lie in (0, 1], got 0.0"]),
         (dict(data__label_fraction=0.1, data__shots=4), ["label_fraction then 1, got 4 and 0.1"]),
         (dict(data__balance=-1.0), ["balance must lie in (0, 1] or be None, got -1.0"]),
+        (dict(data__text=TEXT | dict(views=3)), ["config.data.text.views", "3"]),
+        (dict(data__text=TEXT | dict(sections=())), ["config.data.text", "some, each once"]),
+        (
+            dict(data__text=TEXT, knn=dict(k=(5,), features="cls")),
+            ["knn reads films and no reports: set data.text to None"],
+        ),
         (dict(compute_dtype="float16"), ["config.compute_dtype", "'float16'"]),
     ],
 )
@@ -115,7 +125,7 @@ def test_what_is_tested_is_neither_trained_nor_chosen_on(name, key):
     ("changes", "words"),
     [
         (dict(objective__mask__kepe=3), ["config.objective.mask.kepe", "did you mean keep?"]),
-        (dict(objective__name="mea"), ["config.objective.name is 'mea'", "known: mae, segment"]),
+        (dict(objective__name="mea"), ["config.objective.name is 'mea'", "known: mae, report"]),
         (dict(image_size=100), ["image_size 100 is no multiple of encoder.patch_size 16"]),
         (dict(objective__mask__keep=64), ["mask.keep is 64"]),
         (dict(objective__encoder__heads=5), ["config.objective.encoder", "and of heads 5"]),

@@ -1,6 +1,7 @@
 """First parameters from another run or a weights file, part by part."""
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -11,11 +12,13 @@ from safetensors.numpy import save_file
 
 from tests.helpers import small_encoder, small_mae
 from tests.models.test_convert import state_dict
+from tests.objectives.test_report import small as small_report
 from tests.objectives.test_supervised import small
 from tests.runs import command, finish
 from tests.test_checkpoint import checkpoints, placed, save
 from xmae_jax import init_from, rng, sharding
 from xmae_jax.digest import flatten
+from xmae_jax.heads.report import ResamplerConfig
 from xmae_jax.objectives.probe import Probe
 
 
@@ -138,3 +141,88 @@ def test_fine_tuning_takes_the_encoder_of_a_run(shards, reference, tmp_path):
     runs = (tmp_path / "run", reference)
     saved, there = (json.loads((run / "config.json").read_text()) for run in runs)
     assert saved["objective"]["encoder"] == there["objective"]["encoder"]
+
+
+def t5_arrays(config):
+    """Draw a T5 as Hugging Face stores it, with some of its encoder."""
+    c, inner = config, config.heads * config.head_width
+    block = {
+        "layer.0.layer_norm": (c.width,),
+        **{f"layer.0.SelfAttention.{n}": (inner, c.width) for n in "qkv"},
+        "layer.0.SelfAttention.o": (c.width, inner),
+        "layer.1.layer_norm": (c.width,),
+        **{f"layer.1.EncDecAttention.{n}": (inner, c.width) for n in "qkv"},
+        "layer.1.EncDecAttention.o": (c.width, inner),
+        "layer.2.layer_norm": (c.width,),
+        "layer.2.DenseReluDense.wi": (c.hidden, c.width),
+        "layer.2.DenseReluDense.wo": (c.width, c.hidden),
+    }
+    shapes = {f"decoder.block.{i}.{n}": s for i in range(c.depth) for n, s in block.items()}
+    relative = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+    shapes |= {"shared": (c.vocab, c.width), relative: (c.buckets, c.heads)}
+    shapes |= {"decoder.final_layer_norm": (c.width,), "encoder.final_layer_norm": (c.width,)}
+    shapes |= {} if c.tied else {"lm_head": (c.vocab, c.width)}
+    draw = np.random.default_rng(0)
+    return {f"{n}.weight": draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+
+
+def report_run(folder, objective, mesh, seed):
+    _, _, init = placed(objective, mesh)
+    state = init(rng.key(seed, "init"))
+    save(checkpoints(folder), 5, state)
+    told = {"encoder": dataclasses.asdict(objective.encoder)}
+    told["head"] = dataclasses.asdict(objective.head)
+    folder.joinpath("config.json").write_text(json.dumps({"objective": told}))
+    return state.params
+
+
+def test_a_decoder_comes_from_another_run_than_the_encoder(tmp_path, mesh):
+    texts = small_report(encoder=small_encoder(width=8))  # its encoder was never used
+    warm = report_run(tmp_path / "warm", texts, mesh, 3)
+    mae = small_mae()
+    _, _, init = placed(mae, mesh)
+    pretrained = init(rng.key(4, "init"))
+    save(checkpoints(tmp_path / "mae"), 5, pretrained)
+    both = small_report(encoder=small_encoder(), image_size=32, decoder_from=str(tmp_path / "warm"))
+    want = wanted(both, mesh)
+    loaded, told = init_from.load_all(str(tmp_path / "mae"), **want)
+    equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    equal(loaded["encoder"], pretrained.params["encoder"])
+    equal(loaded["head"]["decoder"], warm["head"]["decoder"])
+    assert loaded["head"]["projection"] is want["params"]["head"]["projection"]
+    assert len(told) == 2 and told[1].startswith(f"decoder from {tmp_path / 'warm'}: ")
+    # A whole run goes on with its head, unless that is another.
+    loaded, _ = init_from.load_all(str(tmp_path / "warm"), **wanted(texts, mesh))
+    equal(loaded, warm)
+    resampled = small_report(
+        encoder=small_encoder(width=8), resampler=ResamplerConfig(queries=4, heads=2)
+    )
+    loaded, told = init_from.load_all(str(tmp_path / "warm"), **wanted(resampled, mesh))
+    assert loaded.keys() == {"encoder"} and "head starts anew" in told[0]
+    assert init_from.load_all(None, **wanted(texts, mesh)) == ({}, [])
+
+
+def test_a_decoder_that_does_not_fit_is_named(tmp_path, mesh):
+    report_run(tmp_path, small_report(), mesh, 3)
+    wide = small_report(decoder_from=str(tmp_path), decoder=dict(hidden=32))
+    with pytest.raises(ValueError, match="^objective.decoder_from: .*mlp/down/kernel is"):
+        init_from.load_all(None, **wanted(wide, mesh))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_comes_from_public_weights(tmp_path, mesh, tied):
+    sizes = dict(tied=tied, width=24, heads=4, gated=False)
+    own = small_report(decoder_from=str(tmp_path), decoder=sizes)
+    arrays = t5_arrays(own.head.decoder)
+    save_file(arrays, tmp_path / "model.safetensors")
+    told = {"feed_forward_proj": "relu", "tie_word_embeddings": tied, "dropout_rate": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    init_from.check(str(tmp_path))
+    loaded, lines = init_from.load_all(None, **wanted(own, mesh))
+    found = flatten(loaded["head"]["decoder"])
+    np.testing.assert_array_equal(found["embedding"], arrays["shared.weight"])
+    q = arrays["decoder.block.1.layer.1.EncDecAttention.q.weight"]
+    np.testing.assert_array_equal(found["blocks/cross/q/kernel"][1].reshape(24, -1), q.T)
+    where = flatten(wanted(own, mesh)["shardings"]["head"]["decoder"])
+    assert all(array.sharding == where[name] for name, array in found.items())
+    assert lines[0] == f"decoder from {tmp_path / 'model.safetensors'}"

@@ -57,6 +57,24 @@ def test_layer_rates():
         assert layer_rate(name, (2,), params, 0.5) == 1.0
 
 
+def test_rates_by_name():
+    params = {"encoder": {"blocks": {"kernel": jnp.zeros((2, 3))}},
+              "head": {"kernel": jnp.zeros(3)}}  # fmt: skip
+    grads = jax.tree.map(jnp.ones_like, params)
+    moved = {}
+    for rates in ((), (("encoder/.*", 0.25), (".*", 2.0))):
+        optim = optimizer(rates=rates, layer_decay=0.5, weight_decay=0.0, weight_decay_end=0.0)
+        args = grads, optim.init(params), params, jnp.asarray(0)
+        moved[rates], _ = optim.update(*args, take=jnp.array(True))
+    plain, scaled = moved.values()
+    np.testing.assert_allclose(scaled["encoder"]["blocks"]["kernel"],
+                               plain["encoder"]["blocks"]["kernel"] / 4, rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(scaled["head"]["kernel"], 2 * plain["head"]["kernel"], rtol=1e-6)
+    for wrong, told in (((("(", 1.0),), "regular expression"), ((("a", 0.0),), "freeze keeps")):
+        with pytest.raises(ValueError, match=told):
+            optimizer(rates=wrong)
+
+
 def test_split_by_pattern():
     tree = {"a": {"kernel": 1, "bias": 2}, "b": {"bias": 3}}
     assert split(tree, (r".*/bias",)) == (

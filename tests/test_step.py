@@ -29,6 +29,7 @@ OPTIM = OptimConfig(
     layer_decay=1.0,
     freeze=(),
     grid=None,
+    rates=(),
 )
 
 

@@ -346,13 +346,16 @@ def _compare_shapes(saved: dict[str, tuple], wanted: dict[str, Any], where: str)
         raise ValueError(f"{where}: " + "; ".join(sorted(wrong)))
 
 
-def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) -> tuple[Params, str]:
+def load_params(
+    run: str | os.PathLike, params: Params, *, shardings: Params, within: str = ""
+) -> tuple[Params, str]:
     """Read the newest parameters of another run, trained or frozen there; `params` gives shapes.
 
-    Returns those of the top-level parts that both have, and what is told of the others. Of a
-    parameter that the run kept an average of, that is read: evaluation saw it. Raises ValueError
-    with the list of what is missing, extra or of another shape within these parts, and
-    CheckpointError if the newest step is not what was saved.
+    within: what the paths of `params` stand below, such as `head/decoder/`. Returns those of the
+    top-level parts that both have, and what is told of the others. Of a parameter that the run kept
+    an average of, that is read: evaluation saw it. Raises ValueError with the list of what is
+    missing, extra or of another shape within these parts, and CheckpointError if the newest step is
+    not what was saved.
     """
     steps = hosts.from_first(lambda: [os.fspath(path) for path in step_directories(run)])
     if not steps:
@@ -360,9 +363,9 @@ def load_params(run: str | os.PathLike, params: Params, *, shardings: Params) ->
     newest = Path(steps[0])
     try:
         leaves = read_digest(newest, None)["leaves"]
-        saved = {
+        saved = {  # a later one counts
             name.removeprefix(prefix): name
-            for prefix in ("params/", "frozen/", "extra/ema/")  # a later one counts
+            for prefix in (f"{top}/{within}" for top in ("params", "frozen", "extra/ema"))
             for name in leaves
             if name.startswith(prefix)
         }

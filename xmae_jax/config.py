@@ -21,6 +21,7 @@ from ml_collections.config_dict import placeholder
 
 from xmae_jax.attention import Backend
 from xmae_jax.data.augment import Augment
+from xmae_jax.data.report_text import ReportText
 from xmae_jax.models.layers import Remat
 from xmae_jax.optim import Grid, OptimConfig
 
@@ -30,6 +31,14 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 class ConfigError(Exception):
     """A bad config or usage; main exits 64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(ReportText):
+    """How studies are read."""
+
+    views: Literal[0, 1, 2]
+    """Films of a study, frontal ones first; 0 reads none, and learns text alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +73,8 @@ class DataConfig:
     """Share of rows that may be left out under "skip", of those seen or of an epoch."""
     leaks: Literal["refuse", "allow"]
     """What happens where a patient or a film stands in `split` and in another split too."""
+    text: TextConfig | None
+    """Reads studies with their reports; None reads films."""
 
     def __post_init__(self) -> None:
         if self.eval_split == self.split:
@@ -291,6 +302,8 @@ class Config:
                 f"{tests} scores 'test' at its end: train on another split than that"
                 " (data.split), and choose on another (data.eval_split)"
             )
+        if tests and self.data.text is not None:
+            raise ValueError(f"{tests} reads films and no reports: set data.text to None")
         if self.probe is not None:
             self._check_probe()
 

@@ -73,15 +73,16 @@ def _dot(eqn: Any, unit: int) -> int:
 
 
 class Stack(NamedTuple):
-    """A scanned stack of blocks, as one film goes through it."""
+    """A scanned stack of blocks, as one row goes through it."""
 
     depth: int
     tokens: int
+    """Of all its films together."""
     width: int
 
 
 def stacks(fn: Callable[..., Any], *args: Any) -> list[Stack]:
-    """Return the stacks of blocks in `fn(*args)`: scans that return a residual stream [1 n d]."""
+    """Return the stacks of blocks in `fn(*args)`: scans that return a residual stream [s n d]."""
     found = []
 
     def look(jaxpr: Any) -> None:
@@ -89,7 +90,8 @@ def stacks(fn: Callable[..., Any], *args: Any) -> list[Stack]:
             if eqn.primitive.name == "scan":
                 shapes = [v.aval.shape for v in eqn.outvars]
                 if len(shapes) == 1 and len(shapes[0]) == 3:
-                    found.append(Stack(eqn.params["length"], *shapes[0][1:]))
+                    films, tokens, width = shapes[0]
+                    found.append(Stack(eqn.params["length"], films * tokens, width))
                     continue
             for value in eqn.params.values():
                 if hasattr(value, "eqns"):

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from xmae_jax import checkpoint
 from xmae_jax.data.findings import place_of
 from xmae_jax.digest import flatten, nested
-from xmae_jax.models import convert
+from xmae_jax.heads.report import ReportHeadConfig
+from xmae_jax.models import convert, convert_t5
+from xmae_jax.models.t5 import T5Config
 from xmae_jax.models.vit import EncoderConfig
 from xmae_jax.models.weight_files import is_weights
 from xmae_jax.typing import Params
@@ -25,6 +28,58 @@ def check(path: str) -> None:
             f"{path} has no checkpoints, and is no weights file: .safetensors, .pth, or a folder"
             " with config.json and model.safetensors (docs/weights.md)"
         )
+
+
+def load_all(
+    path: str | None, params: Params, *, shardings: Params, objective: Any
+) -> tuple[Params, list[str]]:
+    """Read what `init_from` holds, and over that what an objective's `decoder_from` does.
+
+    path: None where nothing is wanted of it. As `load`; a ValueError begins with the config's key.
+    """
+    loaded, lines, key = {}, [], "init_from"
+    try:
+        if path is not None:
+            loaded, lines = load(path, params, shardings=shardings, objective=objective)
+        key, other = "objective.decoder_from", getattr(objective, "decoder_from", None)
+        if other is not None:
+            inner, where = params["head"]["decoder"], shardings["head"]["decoder"]
+            config = objective.head.decoder
+            decoder, told = load_decoder(other, inner, shardings=where, config=config)
+            head = loaded.get("head", params["head"]) | {"decoder": decoder}
+            loaded, lines = loaded | {"head": head}, lines + told
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return loaded, lines
+
+
+def load_decoder(
+    path: str, params: Params, *, shardings: Params, config: T5Config
+) -> tuple[Params, list[str]]:
+    """Read the decoder of a report run, or public T5 weights; ValueError as `load`."""
+    if checkpoint.step_directories(path):
+        loaded, told = checkpoint.load_params(
+            path, params, shardings=shardings, within="head/decoder/"
+        )
+        return loaded, [f"decoder from {path}: {told}"]
+    foreign = convert_t5.read_t5(Path(path))
+    arrays, told = convert_t5.fit_t5(foreign, config)
+    return _placed(arrays, params, shardings), [
+        f"decoder from {foreign.path}",
+        *foreign.notes,
+        *told,
+    ]
+
+
+def _placed(arrays: dict[str, np.ndarray], params: Params, shardings: Params) -> Params:
+    """Lay arrays, by the paths of `params`, out on devices."""
+    where = flatten(shardings)
+
+    def place(name: str) -> jax.Array:
+        array = arrays[name]
+        return jax.make_array_from_callback(array.shape, where[name], lambda part: array[part])
+
+    return nested({name: place(name) for name in flatten(params)})
 
 
 def load(
@@ -62,13 +117,7 @@ def load(
         decoder_heads=None if decoder is None else decoder.heads,
         norm_pix_loss=getattr(objective, "norm_pix_loss", None),
     )
-    where = flatten(shardings)
-
-    def place(name: str) -> jax.Array:
-        array = arrays[name]
-        return jax.make_array_from_callback(array.shape, where[name], lambda part: array[part])
-
-    loaded = nested({name: place(name) for name in wanted})
+    loaded = _placed(arrays, {part: params[part] for part in parts}, shardings)
     lines = [f"parameters from {foreign.path} ({foreign.table}): {told}"]
     return loaded, lines + foreign.notes + reshaped
 
@@ -98,6 +147,9 @@ def _compare_settings(run: str, there: dict[str, Any], encoder: Any) -> None:
 
 def _same_head(there: dict[str, Any], objective: Any) -> bool:
     """Say whether a run has the head of an objective, for the same findings in the same order."""
+    if isinstance(getattr(objective, "head", None), ReportHeadConfig):
+        # That both have one tokenizer is for the task to see to.
+        return there.get("head") == json.loads(json.dumps(dataclasses.asdict(objective.head)))
     if not hasattr(objective, "findings"):  # many heads side by side
         return False
     try:

@@ -1,4 +1,4 @@
-"""AdamW with everything by parameter name: decay, freezing, layer-wise rates.
+"""AdamW with everything by parameter name: decay, freezing, rates by name and by layer.
 
 Blocks are stacked, so a bias is [l, d] and rules cannot go by rank: they are regular expressions
 over paths such as `encoder/blocks/mlp/up/bias`. Rate and decay are functions of the step of the
@@ -71,6 +71,9 @@ class OptimConfig:
     """Regular expressions; a parameter whose whole path matches one is not trained."""
     grid: Grid | None
     """Takes the place of blr, weight_decay and weight_decay_end; None trains one set."""
+    rates: tuple[tuple[str, float], ...]
+    """(regular expression, factor): multiplies the rate of a parameter whose whole path matches;
+    the first that matches counts."""
 
     def __post_init__(self) -> None:
         for name in ("blr", "clip_norm", "layer_decay"):
@@ -83,11 +86,15 @@ class OptimConfig:
         for name in ("min_lr", "weight_decay", "weight_decay_end"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for pattern in self.freeze:
+        patterns = [("freeze", one) for one in self.freeze]
+        for name, pattern in patterns + [("rates", one) for one, _ in self.rates]:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"freeze: {pattern!r} is no regular expression: {error}") from None
+                raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+        for pattern, factor in self.rates:
+            if not factor > 0:
+                raise ValueError(f"rates: {pattern!r} has {factor}; freeze keeps parameters still")
 
 
 def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
@@ -204,10 +211,15 @@ class Optimizer:
             u = (m / first) / (jnp.sqrt(v / second) + EPSILON)
             if not NO_DECAY.fullmatch(name):
                 u = u + decay * p
-            rate = lr * layer_rate(name, p.shape, params, c.layer_decay)
+            rate = lr * layer_rate(name, p.shape, params, c.layer_decay) * _factor(name, c.rates)
             return jnp.where(take, p - rate * u, p)
 
         return jax.tree_util.tree_map_with_path(move, params, adam.mu, adam.nu), opt_state
+
+
+def _factor(name: str, rates: tuple[tuple[str, float], ...]) -> float:
+    """Return what the first pattern that a path matches gives, or 1."""
+    return next((factor for pattern, factor in rates if re.fullmatch(pattern, name)), 1.0)
 
 
 def layer_rate(name: str, shape: tuple[int, ...], params: Params, decay: float) -> Any:

@@ -11,7 +11,9 @@ from typing import Any
 from xmae_jax.seal import json_digest, seal, unseal
 from xmae_jax.writers import write_atomic
 
-OURS = ("lock", "run.json", "config.json", "metrics.jsonl", "checkpoints")
+TOKENIZER = "tokenizer.model"
+"""A run's own copy of what cuts its reports into tokens."""
+OURS = ("lock", "run.json", "config.json", "metrics.jsonl", "checkpoints", TOKENIZER)
 
 
 class RunDirectoryError(OSError):
@@ -26,7 +28,8 @@ class Run:
     id: str
     """Drawn once; every checkpoint carries it."""
     sources: list[dict[str, Any]]
-    """Number of records, digest, and how films became squares, of each source."""
+    """Number of records, digest, and how films became squares, of each source; for reports also the
+    tokenizer's digest."""
     offsets: tuple[tuple[int, int], ...] = ()
     """Roll-backs: (first step, batches passed over from there on)."""
     configs: tuple[str, ...] = ()

@@ -115,7 +115,8 @@ def _train(
         f"{config.name}: {program.parameters:,} parameters on {mesh.size} {platform} device(s)"
         + f" of {jax.process_count()} processes" * hosts.several()
     )
-    rows = "films" if feed.plan.chosen is None else "rows an epoch"
+    rows = "films" if config.data.text is None else "studies"
+    rows = rows if feed.plan.chosen is None else "rows an epoch"
     say(
         f"data: {', '.join(f'{n:,} {rows}' for n in feed.plan.sizes)}; batch {config.batch_size};"
         f" {config.total_steps * config.batch_size / sum(feed.plan.sizes):.1f} epochs"
@@ -160,9 +161,9 @@ def _train(
     else:
         make = jax.jit(program.init, out_shardings=shardings)
         first, state = 0, make(rng.key(config.seed, "init"))
-        if config.init_from is not None:
-            state, lines = initialise(state, config, objective, shardings)
-            say("\n".join(lines))
+        state, lines = initialise(state, config, objective, shardings)
+        for line in lines:
+            say(line)
     writer = writers.Writer(run.workdir, active=hosts.is_first())
     if hosts.is_first():
         if this_config not in run.configs:
@@ -279,17 +280,18 @@ def initialise(
     state: TrainState, config: Config, objective: Objective, shardings: TrainState
 ) -> tuple[TrainState, list[str]]:
     """Replace parameters by those that `init_from` holds; moments and averages start anew."""
-    assert config.init_from is not None
     params = merge(state.params, state.frozen)
     try:
-        loaded, lines = init_from.load(
+        loaded, lines = init_from.load_all(
             config.init_from,
             params,
             shardings=merge(shardings.params, shardings.frozen),
             objective=objective,
         )
     except ValueError as error:
-        raise ConfigError(f"config.init_from: {error}") from None
+        raise ConfigError(f"config.{error}") from None
+    if not loaded:
+        return state, lines
     params, frozen = split(params | loaded, config.optim.freeze)
     extra = jax.jit(objective.start, out_shardings=shardings.extra)(params)
     return dataclasses.replace(state, params=params, frozen=frozen, extra=extra), lines

@@ -19,12 +19,12 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, even after a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(text.encode() if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -164,6 +164,28 @@ def picture(path: Path, rows: Sequence[Mapping[str, Image.Image]], *, title: str
         draw.text((x, _HEAD + 4), name, "black", font)
         for row, panels in enumerate(rows):
             page.paste(panels[name], (x, 2 * _HEAD + row * (PANEL + _GAP)))
+    _write_picture(path, page)
+
+
+def shaded_texts(path: Path, texts: Sequence[Sequence[tuple[str, float]]], *, title: str) -> None:
+    """Write texts as one PNG, each piece on white (0) to red (1)."""
+    width, step, font = 4 * PANEL, 18, ImageFont.load_default(13)
+    placed, x, y = [], _GAP, _HEAD
+    for text in texts:
+        for piece, shade in text:
+            size = font.getlength(piece)
+            if x + size > width - _GAP:
+                x, y = _GAP, y + step
+            placed.append((x, y, size, piece, shade))
+            x += size
+        x, y = _GAP, y + step + _GAP
+    page = Image.new("RGB", (width, y + _GAP), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((_GAP, 6), title, "black", ImageFont.load_default(15))
+    for x, y, size, piece, shade in placed:
+        pale = round(255 * (1 - 0.7 * shade))
+        draw.rectangle((x, y, x + size, y + step - 2), (255, pale, pale))
+        draw.text((x, y), piece, "black", font)
     _write_picture(path, page)
 
 

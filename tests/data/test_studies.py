@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from configs.segment_lungs import AUGMENT
-from data_prep.tokenizer import train
 from tests.data.test_text import ENGLISH, VOCAB
 from xmae_jax.data.augment import Augment
 from xmae_jax.data.batch import EveryRow, LoadStep, Source
@@ -17,6 +16,7 @@ from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import NO_REPORT, Records, encode_image
 from xmae_jax.data.report_text import ReportText, tokenizer_of
 from xmae_jax.data.studies import Studies, open_studies
+from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.data.views import FRONTAL, LATERAL, OTHER, VIEWS, ReportView, view_id
 
 GRID = (4, 4)
@@ -25,7 +25,7 @@ GRID = (4, 4)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("tokenizer") / "t.model"
-    path.write_bytes(train(ENGLISH, vocab=VOCAB, language="en"))
+    path.write_bytes(train_tokenizer(ENGLISH, vocab=VOCAB, language="en"))
     return str(path)
 
 
@@ -240,8 +240,8 @@ def test_crops_and_changes_are_drawn_from_the_rows_generator(text):
 def test_what_cannot_be_is_refused(text):
     with pytest.raises(ValueError, match="mirror: a mirrored film"):
         view_of(text, augment=Augment(**{**AUGMENT, "mirror": 0.5}))
-    with pytest.raises(ValueError, match="views must be positive"):
-        view_of(text, views=0)
+    with pytest.raises(ValueError, match="views must not be negative"):
+        view_of(text, views=-1)
     with pytest.raises(DataError, match="none.model"):
         view_of(dataclasses.replace(text, tokenizer="none.model"))
     wrong = (

@@ -148,7 +148,7 @@ def test_what_is_touched():
 
 def test_what_is_told():
     subset = dataclasses.replace(SUBSET, balance=0.5, leave_out_source="b")
-    text = subset.describe(ENTRIES, subset.rows(ENTRIES, "train"))
+    text = subset.describe(ENTRIES, subset.rows(ENTRIES, "train"), unit="films")
     first, _, edema, mass = text.splitlines()
     assert first == "training on 14 of 16 films, 12 of 12 patients; 17 rows an epoch"
     assert edema.split() == ["Edema", "1", "13", "2"] and mass.split() == ["Mass", "2", "2", "4"]

@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from data_prep.tokenizer import train
 from xmae_jax.data import text
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import NO_REPORT
 from xmae_jax.data.text import Tokenizer, fertility, normalise, sections, sentences
+from xmae_jax.data.tokenizer_training import train_tokenizer
 
 MIMIC = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -50,12 +50,12 @@ CHINESE = ["，".join(_DRAWS.sample(_CHINESE.split("|"), 5)) + "。" for _ in ra
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return load(tmp_path_factory.mktemp("en"), train(ENGLISH, vocab=VOCAB, language="en"))
+    return load(tmp_path_factory.mktemp("en"), train_tokenizer(ENGLISH, vocab=VOCAB, language="en"))
 
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory):
-    return load(tmp_path_factory.mktemp("zh"), train(CHINESE, vocab=VOCAB, language="zh"))
+    return load(tmp_path_factory.mktemp("zh"), train_tokenizer(CHINESE, vocab=VOCAB, language="zh"))
 
 
 def load(folder, model: bytes) -> Tokenizer:

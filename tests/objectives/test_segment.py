@@ -99,7 +99,7 @@ def test_unknown_pixels_and_padding_rows_do_not_matter(made):
 
 
 def state_and_gradient(objective, batch, micro_batches):
-    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, (), None)
+    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, (), None, ())
     state = init_state(objective, Optimizer(config, 8, 0, 1), rng.key(0, "init"))
     return jax.jit(lambda s, b: gradient(objective, s, b, KEY, micro_batches))(state, batch)
 
@@ -125,7 +125,7 @@ def test_eight_devices_give_one_gradient():
 
 
 def test_rules_cover_the_whole_state():
-    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, (), None)
+    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, (), None, ())
     objective = small_segment(ema_decay=0.9)
     state = jax.eval_shape(
         lambda key: init_state(objective, Optimizer(config, 8, 0, 1), key), rng.key(0, "init")

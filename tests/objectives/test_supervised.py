@@ -53,7 +53,7 @@ def batch_of(rows=8):
 
 
 def state_and_gradient(objective, batch, micro_batches=1):
-    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, (), None)
+    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 1.0, (), None, ())
     state = init_state(objective, Optimizer(config, 8, 0, 1), rng.key(0, "init"))
     return jax.jit(lambda s, b: gradient(objective, s, b, KEY, micro_batches))(state, batch)
 
@@ -129,7 +129,7 @@ def test_predictions_use_the_average(whole):
 
 def test_rules_cover_the_whole_state():
     objective = small(ema_decay=0.9)
-    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 0.5, (), None)
+    config = OptimConfig(1e-3, 0.0, "constant", 0.9, 0.95, 0.0, 0.0, None, 0.5, (), None, ())
     state = jax.eval_shape(
         lambda key: init_state(objective, Optimizer(config, 8, 0, 1), key), rng.key(0, "init")
     )

@@ -20,7 +20,7 @@ from xmae_jax.data.records import Records
 from xmae_jax.evaluators.classification import Classification
 from xmae_jax.scores.predictions import PredictionsError
 from xmae_jax.tasks import evaluate, trained_on
-from xmae_jax.tasks.evaluate import Model
+from xmae_jax.tasks.held_out import Model
 from xmae_jax.tasks.model import load_run
 from xmae_jax.tasks.split import open_split
 
@@ -126,14 +126,14 @@ def test_every_film_counts_once_whatever_the_mesh(finetuned, shards, films, devi
     config = dataclasses.replace(
         loaded.config, mesh=MeshConfig(devices, 1, 1), batch_size=devices if devices > 1 else 3
     )
-    rows = list(Model(loaded, config).rows(split))
+    rows = list(Model(loaded, config).rows(split, "logits", "labels"))
     assert [tuple(row["id"]) for row in rows] == [(0, i) for i in range(films)]
     evaluator = Classification(FINDINGS, {"test": [entries]}, train_positive=None)
     metrics, text = evaluator.evaluate({"test": rows.__iter__})
     assert metrics["films"] == films
     assert [line["id"] for line in csv.DictReader(text.splitlines())] == [e.id for e in entries]
     one = dataclasses.replace(loaded.config, mesh=MeshConfig(1, 1, 1))
-    alone = list(Model(loaded, one).rows(split))
+    alone = list(Model(loaded, one).rows(split, "logits", "labels"))
     for a, b in zip(rows, alone, strict=True):
         np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-5, atol=1e-6)
 

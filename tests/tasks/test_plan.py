@@ -16,10 +16,10 @@ from xmae_jax.tasks.point import Point, _refused
 COMMAND = ["-m", "xmae_jax.main", "--task=plan", "--config=configs/pretrain_1280.py"]
 
 
-def planned(*flags, smoke=False):
+def planned(*flags, smoke=False, config="pretrain_1280"):
     import sys
 
-    command = [sys.executable, *COMMAND]
+    command = [sys.executable, *COMMAND[:-1], f"--config=configs/{config}.py"]
     if smoke:
         command[-1] += ":smoke"
     return finish([*command, *flags])
@@ -68,6 +68,18 @@ def test_a_search_answers_both_questions_whatever_the_config_accumulates():
     best = ["--config.plan.topology=h100:8", "--config.remat=full"]
     assert "fits: yes" in planned(*best, f"--config.batch_size={batch}")[1]
     assert "fits: no" in planned(*best, f"--config.batch_size={int(1.05 * films + 1) * 8}")[1]
+
+
+def test_reports_are_planned_without_a_tokenizer():
+    flags = ["--config.plan.topology=h100:8", "--config.remat=full"]
+    code, out = planned(*flags, config="finetune_report")
+    assert code == 0 and "fits: yes" in out, out
+    assert value(out, "encoder")[0] == "24 blocks of 1024, 16 heads of 64"
+    assert value(out, "decoder")[0] == "12 blocks of 768, 12 heads of 64"
+    flops = {name: float(value(out, f"forward FLOPs a film: {name}")[0].split()[0].replace(",", ""))
+             for name in ("encoder", "decoder")}  # fmt: skip
+    # Two films of 1,025 tokens; 160 tokens that read 2,048 patches.
+    assert 1_000 < flops["encoder"] < 1_500 and 50 < flops["decoder"] < 150
 
 
 def test_a_roofline_is_arithmetic_on_figures_that_can_be_looked_up():

@@ -24,7 +24,7 @@ from xmae_jax.data.manifest import DataError, file_digest, load_manifest, write_
 from xmae_jax.optim import Grid
 from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks import probe, train
-from xmae_jax.tasks.evaluate import Model
+from xmae_jax.tasks.held_out import Model
 from xmae_jax.tasks.members import macro
 from xmae_jax.tasks.model import load_run
 from xmae_jax.tasks.phase import Protocol
@@ -213,7 +213,7 @@ def test_few_labels_without_a_source(config, done, shards, tmp_path):
     # What the winner said of standardised features, the folded head says of films.
     loaded = load_run(workdir)
     held_out = open_split(few, "val", findings=loaded.objective.findings)
-    logits = [row["logits"] for row in Model(loaded, loaded.config).rows(held_out)]
+    logits = [row["logits"] for row in Model(loaded, loaded.config).rows(held_out, "logits")]
     np.testing.assert_allclose(logits, films.of_split("val").logits, rtol=1e-3, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.test_configs import resolved
 from xmae_jax.config import ConfigError
 from xmae_jax.data.plan import Plan
-from xmae_jax.tasks import train
+from xmae_jax.tasks.evaluators import EVALUATORS, Seen
 from xmae_jax.tasks.split import open_split
 
 FINDINGS = ("Nodule", "Pneumothorax")
@@ -68,11 +68,10 @@ def test_what_cannot_be(shards):
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_films_that_training_scores_go_by_the_name_of_their_split(shards, name):
     """So that no threshold is chosen on test, which a file of predictions would not tell of."""
-    config = resolved("finetune_full", "smoke")
-    data = dataclasses.replace(config.data, path=str(shards), eval_split=name)
-    _, build = train.EVALUATORS["classify"]
     objective = SimpleNamespace(findings=FINDINGS, counts=((3.0, 4.0), (9.0, 9.0), (0.0, 0.0)))
-    evaluator = build(dataclasses.replace(config, data=data), objective)
+    config, held_out = resolved("finetune_full", "smoke"), opened(shards, name, eval_split=name)
+    _, build = EVALUATORS["classify"]
+    evaluator = build(Seen(config, objective, held_out, None))
     draw = np.random.default_rng(0)
     rows = [
         {"id": np.array([0, i]), "logits": draw.normal(size=2), "labels": np.array([i % 2, 1.0])}

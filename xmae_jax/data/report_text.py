@@ -19,8 +19,10 @@ _FREE = ("indication", "comparison")  # prefixes that a person wrote, of any len
 class ReportText:
     """What of a report is written, what it is written from beside the films, and how."""
 
-    tokenizer: str
-    """A SentencePiece model."""
+    tokenizer: str | None
+    """A SentencePiece model, of which the run directory keeps a copy. None takes that of the run,
+    or of the public model, from which the decoder comes; if there is neither, one is made of the
+    training split's reports."""
     sections: tuple[Literal["findings", "impression"], ...]
     """What is to be written; of several each has its name before it, in capitals."""
     prefix: tuple[Literal["indication", "comparison", "section", "language"], ...]
@@ -61,9 +63,8 @@ class ReportText:
 
     def tokens(self, report: Mapping[str, str]) -> dict[str, np.ndarray]:
         """Tokenise a report: `prefix`, `text`, `has_text` and `cut`, as `ReportView` has them."""
-        tokenizer, length = tokenizer_of(self.tokenizer), self.length
-        text = self.target(report)
-        ids = [*tokenizer.encode(text), tokenizer.end] if text else []
+        length, text = self.length, self.target(report)
+        ids = [*self._encode(text), Tokenizer.end] if text else []
         return {
             "prefix": self._prefix(self.prefixes(report)),
             "text": _padded(ids[:length], length),
@@ -71,10 +72,13 @@ class ReportText:
             "cut": np.array(max(len(ids) - length, 0), np.int32),
         }
 
+    def _encode(self, text: str) -> list[int]:
+        # Without a tokenizer shapes are known, which is what a plan wants.
+        return [] if self.tokenizer is None else tokenizer_of(self.tokenizer).encode(text)
+
     def _prefix(self, told: dict[str, str]) -> Int32[np.ndarray, " p"]:
         """Put prefixes side by side; where they are too long, what a person wrote is cut."""
-        tokenizer = tokenizer_of(self.tokenizer)
-        parts = {name: tokenizer.encode(text) for name, text in told.items()}
+        parts = {name: self._encode(text) for name, text in told.items()}
         over = sum(map(len, parts.values())) - self.prefix_length
         for name in sorted(parts, key=lambda name: (name not in _FREE, -len(parts[name]))):
             kept = max(len(parts[name]) - max(over, 0), 0)

@@ -108,15 +108,18 @@ class Subset:
         """Return what is known of the findings."""
         return label_matrix(entries)[:, [FINDINGS.index(name) for name in self.findings]]
 
-    def describe(self, entries: Sequence[Sequence[Entry]], rows: Rows) -> str:
-        """Tell how many films and patients are trained on, and how many of each finding."""
+    def describe(self, entries: Sequence[Sequence[Entry]], rows: Rows, *, unit: str) -> str:
+        """Tell how many films or studies, as `unit` says, and patients are trained on.
+
+        And how many of each finding.
+        """
         whole = [entry for of_source in entries for entry in of_source]
         drawn = [of[i] for of, chosen in zip(entries, rows, strict=True) for i in chosen]
         used = [of[i] for of, chosen in zip(entries, rows, strict=True) for i in np.unique(chosen)]
         counts = [(len(of), len({entry.patient for entry in of})) for of in (used, whole)]
         (films, patients), (all_films, all_patients) = counts
         text = (
-            f"training on {films:,} of {all_films:,} films, {patients:,} of {all_patients:,}"
+            f"training on {films:,} of {all_films:,} {unit}, {patients:,} of {all_patients:,}"
             f" patients; {len(drawn):,} rows an epoch"
         )
         if not self.findings:

@@ -191,14 +191,16 @@ class ReportView:
     crop_scale: tuple[float, float] | None
     augment: Augment | None
     views: int
+    """Films of a study, at most; 0 reads none."""
     report: ReportText
 
     def __post_init__(self) -> None:
         if self.augment is not None and self.augment.mirror:
             raise ValueError("data.augment.mirror: a mirrored film has other sides than its report")
-        if self.views < 1:
-            raise ValueError(f"views must be positive, got {self.views}")
-        tokenizer_of(self.report.tokenizer)
+        if self.views < 0:
+            raise ValueError(f"views must not be negative, got {self.views}")
+        if self.report.tokenizer is not None:
+            tokenizer_of(self.report.tokenizer)
 
     def __call__(
         self,

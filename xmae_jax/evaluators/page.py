@@ -51,7 +51,7 @@ def results_page(predictions: Predictions, metrics: Mapping[str, Any]) -> str:
     """Write the page of what `summarise` returned for a split of `predictions`."""
     scored = predictions.of_split(metrics["split"])
     lowest = _lowest(metrics)
-    return _template().render(
+    return template("scores.html").render(
         m=metrics,
         lowest=lowest,
         along=lambda auroc: round(100 * (auroc - lowest) / (1 - lowest), 1),
@@ -80,7 +80,8 @@ def _lowest(metrics: Mapping[str, Any]) -> float:
     return min(0.5, np.floor(10 * min(lows, default=0.5)) / 10)
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Read a page's template; values are escaped, and every name has to be there."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -91,7 +92,7 @@ def _template() -> jinja2.Template:
     environment.filters["thousands"] = "{:,}".format
     environment.filters["three"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3f}"
-    return environment.get_template("scores.html")
+    return environment.get_template(name)
 
 
 def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -116,19 +117,19 @@ def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ),
     )
     if "leaks" in about:
-        yield "Films in training too", _leaks(about)
+        yield "Films in training too", leaks(about)
         if compared := about.get("leaks_compared"):
             yield "Training films looked at for that", ", ".join(compared)
         if gone := about.get("leaks_not_compared"):
             yield "Not there to be looked at", f"training films of {', '.join(gone)}"
 
 
-def _leaks(about: Mapping[str, Any]) -> str:
+def leaks(about: Mapping[str, Any]) -> str:
     if of_training := about.get("of_training"):
         return f"all of {', '.join(of_training)}"
-    if (leaks := about["leaks"]) is None:
+    if (found := about["leaks"]) is None:
         return "not looked for: the training data could not be read"
-    told = [f"{count:,} × {kind.replace('_', ' ')}" for kind, count in leaks.items()]
+    told = [f"{count:,} × {kind.replace('_', ' ')}" for kind, count in found.items()]
     return f"allowed by the config: {', '.join(told)}" if told else "none"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,16 +15,23 @@ from jax.sharding import Mesh
 from xmae_jax import flops, rng
 from xmae_jax.chips import chip_of
 from xmae_jax.config import Config, ConfigError, objective_of
-from xmae_jax.data.records import FINDINGS, encode_image
+from xmae_jax.data.records import FINDINGS, NO_REPORT, encode_image
 from xmae_jax.data.views import VIEWS
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import split
 
 
-def view_of(config: Config, objective: Any, *, train: bool) -> Any:
-    """Build the objective's view of a record, with what is random in it for training alone."""
+def view_of(config: Config, objective: Any, *, train: bool, tokenizer: Path | None = None) -> Any:
+    """Build the objective's view of a record, with what is random in it for training alone.
+
+    tokenizer: the run's copy, where it reads reports.
+    """
     cls = VIEWS[objective.view]
     fields = [field.name for field in dataclasses.fields(cls)]
+    text = config.data.text
+    if (text is None) == ("report" in fields):
+        what = "is to say how reports are read" if text is None else "the objective reads no report"
+        raise ConfigError(f"config.data.text: {what}")
     for name in ("crop_scale", "augment"):
         if getattr(config.data, name) is not None and name not in fields:
             raise ConfigError(f"config.data.{name}: the objective's view does not know it")
@@ -34,6 +42,8 @@ def view_of(config: Config, objective: Any, *, train: bool) -> Any:
         crop_scale=config.data.crop_scale if train else None,
         augment=config.data.augment if train else None,
         findings=getattr(objective, "findings", ()),
+        views=text and text.views,
+        report=text and dataclasses.replace(text, tokenizer=tokenizer and str(tokenizer)),
     )
     try:
         return cls(**{name: known[name] for name in fields})
@@ -52,6 +62,7 @@ def _example(config: Config, objective: Any) -> dict[str, np.ndarray]:
         "mask_source": "none",
         "view": "",
         "labels": np.full(len(FINDINGS), np.nan, np.float32),
+        "report": NO_REPORT,
     }
     row = view_of(config, objective, train=False)(record, np.random.default_rng(0))
     return {**row, "mask": np.array(True), "id": np.zeros(2, np.int32)}

@@ -144,7 +144,7 @@ def _films(cache: Cache, split: Split, knn: KnnConfig) -> _Films:
     place = {"cls": 0, "mean": 1}[knn.features]
     view = FeatureView(cache.objective.findings, None, None)
     ids, features, labels = [], [], []
-    sources = cache.sources(split.records, patches=False)
+    sources = cache.sources(split.film_records, patches=False)
     for number, (source, rows) in enumerate(zip(sources, split.once, strict=True)):
         for index in rows.tolist():
             try:

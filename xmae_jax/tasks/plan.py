@@ -59,11 +59,15 @@ def _table(config: Config, point: Point, program: Program, mesh: Mesh, place: Pl
     lines = [("patches", f"{gh * gw:,} = {gh} x {gw}", "config")]
     if "mask" in config.objective:
         lines.append(("visible patches", f"{config.objective['mask']['keep']:,}", "config"))
-    for name, part in config.objective.items():
-        if isinstance(part, dict) and "heads" in part:
+    for name, part in (config.objective | config.objective.get("head", {})).items():
+        if isinstance(part, dict) and "depth" in part and "heads" in part:
             size = f"{part['depth']} blocks of {part['width']}, {part['heads']} heads of"
             kind = f" ({part['kind']})" if "kind" in part else ""
-            lines.append((name + kind, f"{size} {part['width'] // part['heads']}", "config"))
+            wide = part.get("head_width", part["width"] // part["heads"])
+            lines.append((name + kind, f"{size} {wide}", "config"))
+    if config.data.text is not None:
+        told = f"{config.data.text.views}, which count as one film below"
+        lines.append(("films of a study", told, "config"))
     lines += [
         ("parameters", f"{program.parameters:,}", "counted"),
         ("films a chip and step", f"{point.films:,} (batch {config.batch_size:,})", "config"),

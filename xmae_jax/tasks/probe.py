@@ -104,7 +104,7 @@ def run(
         folder = Path(config.cache.dir) if config.cache.dir else run.workdir / "cache"
         cache = Cache(config, objective, params, mesh, folder, say)
         with jax.set_mesh(mesh):
-            cached = [cache.sources(of.records, patches=reads == "patches") for of in splits]
+            cached = [cache.sources(of.film_records, patches=reads == "patches") for of in splits]
         if reads == "pooled":
             moments = standardisation(cached[0], Data(cached[0], training.chosen).rows)
         sources, view = cached, FeatureView(objective.findings, *(moments or (None, None)))

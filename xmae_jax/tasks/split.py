@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -11,26 +12,34 @@ from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.batch import EveryRow
 from xmae_jax.data.index import Entry, read_entries
 from xmae_jax.data.records import Records
+from xmae_jax.data.studies import Studies, open_studies
 from xmae_jax.data.subset import Part, Rows, Subset, rows_digest
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Records of every source, and which of them are used."""
+    """Records, or studies, of every source, and which of them are used."""
 
-    records: list[Records]
+    records: Sequence[Records | Studies]
     part: Part
     subset: Subset
 
     @cached_property
     def entries(self) -> list[list[Entry]]:
-        """The lines of `index.csv` of each source, in the order of its records."""
+        """The lines of `index.csv` of each source, in the order of its records or studies."""
         lines = [
-            [entry for entry in read_entries(of.directory) if entry.split == of.split]
+            of.entries
+            if isinstance(of, Studies)
+            else [entry for entry in read_entries(of.directory) if entry.split == of.split]
             for of in self.records
         ]
         assert [len(of) for of in lines] == [len(of) for of in self.records]
         return lines
+
+    @property
+    def film_records(self) -> list[Records]:
+        """The sources, where all of them are of films."""
+        return [of for of in self.records if isinstance(of, Records)]
 
     @cached_property
     def chosen(self) -> Rows | None:
@@ -76,7 +85,8 @@ class Split:
         """Tell what is trained on where that is not everything; empty else."""
         if self.part != "train" or self.chosen is None:
             return ""
-        return self.subset.describe(self.entries, self.chosen)
+        unit = "studies" if isinstance(self.records[0], Studies) else "films"
+        return self.subset.describe(self.entries, self.chosen, unit=unit)
 
 
 def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split:
@@ -88,7 +98,11 @@ def open_split(config: Config, name: str, *, findings: tuple[str, ...]) -> Split
     key = {data.split: "split", data.eval_split: "eval_split"}.get(name)
     hint = "; None trains without evaluation" if key == "eval_split" else ""
     try:
-        records = [Records(path, name) for path in data.paths]
+        if data.text is None:
+            records = [Records(path, name) for path in data.paths]
+        else:  # a study counts once, whether or not its films are read
+            views = max(data.text.views, 1)
+            records = [open_studies(path, name, views=views) for path in data.paths]
     except ValueError as error:
         where = f"config.data.{key}" if key else "config.data.path"
         raise ConfigError(f"{where}: {error}{hint}") from None

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from xmae_jax import config as config_lib
 from xmae_jax import hosts, init_from, lock, sharding, train
@@ -23,62 +22,18 @@ from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, ExportConfig, PlanConfig, PredictConfig
 from xmae_jax.data import leaks
 from xmae_jax.data.batch import LoadStep
-from xmae_jax.data.index import Index, read_entries, read_index
+from xmae_jax.data.index import Index, read_index
 from xmae_jax.data.manifest import data_set, film_format
 from xmae_jax.data.plan import Plan, mixture_counts
-from xmae_jax.evaluators.classification import Classification, Splits
-from xmae_jax.evaluators.reconstruction import Reconstruction
-from xmae_jax.evaluators.segmentation import Segmentation
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.poisoned import poisoned
-from xmae_jax.rundir import OURS, Run, new_id, read_run, run_of
+from xmae_jax.rundir import OURS, TOKENIZER, Run, new_id, read_run, run_of
 from xmae_jax.tasks import probe
+from xmae_jax.tasks.evaluators import Seen, evaluators_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import Split, class_stats, open_split
-from xmae_jax.typing import Evaluator
-
-
-def _reconstruction(config: Config, objective: Any) -> Evaluator:
-    return Reconstruction()
-
-
-def _segmentation(config: Config, objective: Any) -> Evaluator:
-    return Segmentation()
-
-
-@dataclasses.dataclass(frozen=True)
-class _HeldOut(Classification):
-    """Writes held-out films under the name of their split, as thresholds go by it."""
-
-    split: str
-
-    def evaluate(self, splits: Splits) -> tuple[dict[str, Any], str]:
-        """Return (metrics, predictions as CSV) of the rows of "val", the loop's name for them."""
-        return super().evaluate({self.split: splits["val"]})
-
-
-def _classification(config: Config, objective: Any) -> Evaluator:
-    split = config.data.eval_split
-    assert split is not None
-    entries = [
-        [entry for entry in read_entries(path) if entry.split == split]
-        for path in config.data.paths
-    ]
-    return _HeldOut(
-        findings=objective.findings,
-        entries={split: entries},
-        train_positive=np.array(objective.counts[0]),
-        split=split,
-    )
-
-
-EVALUATORS = {
-    "classify": ("classification", _classification),
-    "reconstruct": ("reconstruction", _reconstruction),
-    "segment": ("segmentation", _segmentation),
-}
-"""Which evaluator reads which prediction."""
+from xmae_jax.tasks.text import tokenizer_of, with_decoder
 
 NO_DATA = """config.data.path is not set. These two commands make films to try it on:
   python -m data_prep.phantoms --output runs/phantoms/films --count 1000 --seed 0
@@ -91,8 +46,8 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
     if not config.data.paths:
         raise ConfigError(NO_DATA)
     config = of_run(config)
-    if "findings" in config.objective:
-        config = probe.with_encoder(config)
+    if "head" in config.objective:
+        config = with_decoder(probe.with_encoder(config))
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
@@ -133,8 +88,11 @@ def _run(
         refuse_changes(config_changes(config, workdir), workdir, allow=allow_config_change)
     name, findings = config.data.eval_split, training.subset.findings
     held_out = open_split(config, name, findings=findings) if name else None
+    tokenizer = tokenizer_of(config, workdir, training)
+    copy = None if tokenizer is None else workdir / TOKENIZER
+    text = {} if tokenizer is None else {"tokenizer": tokenizer.digest}
     listed = [
-        {"records": size, "digest": digest, "film": film_format(path)}
+        {"records": size, "digest": digest, "film": film_format(path), **text}
         for path, size, digest in zip(
             config.data.paths, training.sizes, training.digests, strict=True
         )
@@ -180,13 +138,13 @@ def _run(
         )
         return
 
-    every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows)
+    every = partial(every_row, config, objective, mesh=mesh, limit=config.eval_rows, tokenizer=copy)
     feed = train.Feed(
         plan=plan,
         train=LoadStep(
             plan.ids,
             training.records,
-            view_of(config, objective, train=True),
+            view_of(config, objective, train=True, tokenizer=copy),
             config.seed,
             slice(None),
             skip=config.data.bad_records == "skip",
@@ -196,11 +154,9 @@ def _run(
         ),
         leaks=leaked,
     )
-    evaluators = {
-        name: evaluator(config, objective)
-        for fn, (name, evaluator) in EVALUATORS.items()
-        if fn in objective.predict_fns() and held_out
-    }
+    evaluators = {}
+    if held_out is not None:
+        evaluators = evaluators_of(Seen(config, objective, held_out, tokenizer))
     for path, source in zip(config.data.paths, training.records, strict=True):
         if 0 < source.size < config.image_size and hosts.is_first():
             print(f"note: {path} holds films of {source.size} px; they are enlarged to"
@@ -218,13 +174,19 @@ def _run(
 
 
 def every_row(
-    config: Config, objective: Any, *, split: Split, mesh: jax.sharding.Mesh, limit: int
+    config: Config,
+    objective: Any,
+    *,
+    split: Split,
+    mesh: jax.sharding.Mesh,
+    limit: int,
+    tokenizer: Path | None = None,
 ) -> LoadStep:
-    """Read every film that is used once, in order, or `limit` of them spread evenly."""
+    """Read every film, or study, that is used once, in order, or `limit` of them spread evenly."""
     rows = min(config.rows_at_once, limit)
     rows += -rows % sharding.row_shards(mesh)
     ids = split.every(batch_size=rows, limit=limit)
-    view = view_of(config, objective, train=False)
+    view = view_of(config, objective, train=False, tokenizer=tokenizer)
     skip = config.data.bad_records == "skip"
     return LoadStep(ids, split.records, view, config.seed, slice(None), skip=skip)
 
@@ -259,12 +221,14 @@ def _poisoned(config: Config, objective: Any) -> Any:
 
 def check_place(config: Config, workdir: Path) -> None:
     """Refuse a directory that holds something else, and a start from nothing."""
-    begun = bool(step_directories(workdir))
-    if config.init_from is not None and not begun:
-        try:
-            init_from.check(config.init_from)
-        except ValueError as error:
-            raise ConfigError(f"config.init_from: {error}") from None
+    starts = {"init_from": config.init_from}
+    starts["objective.decoder_from"] = config.objective.get("decoder_from")
+    for key, start in starts.items():
+        if start is not None and not step_directories(workdir):
+            try:
+                init_from.check(start)
+            except ValueError as error:
+                raise ConfigError(f"config.{key}: {error}") from None
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir}: not a directory")
     names = {path.name for path in workdir.iterdir()} if workdir.exists() else set()

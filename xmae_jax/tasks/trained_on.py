@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,9 @@ def is_own(loaded: LoadedRun, config: Config) -> bool:
     record = read_run(loaded.workdir)
     moved = dataclasses.replace(loaded.config, data=dataclasses.replace(saved, path=now.path))
     try:
-        digests = open_split(moved, saved.split, findings=loaded.objective.findings).digests
+        digests = open_split(
+            moved, saved.split, findings=getattr(loaded.objective, "findings", ())
+        ).digests
     except ConfigError:
         return False
     return record is not None and [s["digest"] for s in record.sources] == [*digests]
@@ -80,7 +82,7 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
     """Look for films of `splits` in training; Leaked if there are any, unless that is allowed.
 
     The films of training themselves are passed over. Runs before this one count as far as they
-    were trained on findings and are run directories.
+    were trained on findings or reports and are run directories.
     """
     paths = config.data.paths if is_own(loaded, config) else loaded.config.data.paths
     data = dataclasses.asdict(loaded.config.data) | {"path": paths}
@@ -90,7 +92,7 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
         training = open_split(
             dataclasses.replace(loaded.config, data=moved),
             moved.split,
-            findings=loaded.objective.findings,
+            findings=getattr(loaded.objective, "findings", ()),
         )
         positive = class_stats(training)[0]
     except DataError as error:
@@ -128,20 +130,28 @@ def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str],
 
 
 def _before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs of findings that a run was begun from, newest first, with their configs."""
-    passed, start = {loaded.workdir.absolute()}, loaded.config.init_from
-    while start is not None:
+    """Yield the runs of findings or reports that a run was begun from, with their configs."""
+    passed = {loaded.workdir.absolute()}
+    starts = _starts(loaded.config.init_from, loaded.config.objective)
+    while starts:
+        key, start = starts.pop(0)
         workdir = Path(start).absolute()
         if workdir in passed or not (workdir.is_dir() and step_directories(workdir)):
-            return
+            continue
         passed.add(workdir)
         try:
             tree = json.loads((workdir / "config.json").read_text())
         except (OSError, ValueError) as error:
-            raise ConfigError(f"config.init_from: {workdir / 'config.json'}: {error}") from None
-        if "findings" in tree["objective"]:
+            raise ConfigError(f"config.{key}: {workdir / 'config.json'}: {error}") from None
+        if "findings" in tree["objective"] or tree["data"].get("text") is not None:
             yield workdir, tree
-        start = tree["init_from"]
+        starts += _starts(tree["init_from"], tree["objective"])
+
+
+def _starts(init_from: str | None, objective: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what a run was begun from, each with the config's key for it."""
+    starts = {"init_from": init_from, "objective.decoder_from": objective.get("decoder_from")}
+    return [(key, start) for key, start in starts.items() if start is not None]
 
 
 def _manifest(path: str) -> str | None:

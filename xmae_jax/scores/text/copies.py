@@ -59,3 +59,9 @@ def _described(texts: Sequence[str], known: set[bytes] | None) -> dict[str, Any]
             "p95": high,
         },
     }
+
+
+def in_training(texts: Sequence[str], *, training: Iterable[str], tokeniser: str) -> list[bool]:
+    """Tell of each text whether one of training is alike, as `originality` counts them."""
+    known = {_digest(text) for text in tokenise(list(training), tokeniser) if text}
+    return [text != "" and _digest(text) in known for text in tokenise(texts, tokeniser)]

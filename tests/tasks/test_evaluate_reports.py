@@ -1,0 +1,94 @@
+"""Reports of a run, scored as users ask for it: files, the same numbers from the file, a page."""
+
+import csv
+import json
+
+import pytest
+
+from tests.made_runs import make_run
+from xmae_jax.config import ConfigError
+from xmae_jax.scores.reports import from_csv, to_csv
+from xmae_jax.tasks import evaluate, evaluate_reports
+from xmae_jax.tasks.model import load_run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_java():
+    """Leave METEOR out, which takes Java seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("summarise", "compare"):
+            own = getattr(evaluate_reports, name)
+            patch.setattr(evaluate_reports, name, lambda *a, own=own, **more: own(*a, meteor=False))
+        reporting = evaluate_reports.Reporting
+        patch.setattr(evaluate_reports, "Reporting", lambda *a, **more: reporting(*a, meteor=False))
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluated(shards, tmp_path_factory):
+    """Make the run directory of a tiny model, and evaluate it on test studies."""
+    workdir = tmp_path_factory.mktemp("reports") / "run"
+    small = dict(width=32, depth=1, heads=2)
+    sizes = {f"objective__head__decoder__{name}": size for name, size in small.items()}
+    make_run(
+        workdir, "finetune_report", data=shards, step=2, objective__generate__max_new=8, **sizes
+    )
+    evaluate.run(load_run(workdir).config, workdir, split="test", against=None)
+    return workdir / "eval" / "report_test" / "step_2"
+
+
+def test_files(evaluated, shards):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    assert metrics["about"]["leaks"] == {} and metrics["about"]["unreadable"] == 0
+    lines = list(csv.DictReader((evaluated / "predictions.csv").open(newline="")))
+    assert len(lines) == metrics["studies"] > 0
+    assert {line["split"] for line in lines} == {"test"}
+    assert all(line["reference"] and line["label:Pneumothorax"] in "01" for line in lines)
+    assert {line["sections"] for line in lines} == {"findings"}
+    assert len({line["study"] for line in lines}) == len(lines)
+    # What the rules read in phantoms' reports is what was planted.
+    same = metrics["labels"]["uncertain_absent"]["findings"], metrics["findings"]
+    for name in ("Pneumothorax", "Atelectasis", "Cardiomegaly"):
+        own, told = same[0][name], same[1]["uncertain_absent"]["findings"][name]
+        assert own["fn"] + own["tp"] == told["fn"] + told["tp"]
+
+
+def test_file_alone_gives_the_same_numbers(evaluated, tmp_path, capsys):
+    file = evaluated / "predictions.csv"
+    evaluate.run_file(file, split=None, against=file, folder=tmp_path)
+    again = json.loads((tmp_path / "report_test" / "metrics.json").read_text())
+    first = json.loads((evaluated / "metrics.json").read_text())
+    difference = again.pop("against")["scores"]["rouge_l"]
+    assert difference["difference"] == 0 and difference["interval"] == [0, 0]
+    assert {**again, "about": 0} == {**first, "about": 0}
+    assert "against" in capsys.readouterr().out
+    page = (tmp_path / "report_test" / "report.html").read_text()
+    assert "no film" in page and "data:image" not in page
+
+
+def test_page_has_the_films(evaluated):
+    page = (evaluated / "report.html").read_text()
+    studies = json.loads((evaluated / "metrics.json").read_text())["studies"]
+    assert page.count('<article class="study">') == studies
+    assert page.count("data:image/jpeg;base64,") >= studies and "no film" not in page
+
+
+def test_wrong_files_are_named(evaluated, tmp_path):
+    text = (evaluated / "predictions.csv").read_text()
+    bad = tmp_path / "bad.csv"
+    bad.write_text(text + "x\n")
+    with pytest.raises(ValueError, match="bad.csv, line"):
+        evaluate.run_file(bad, split=None, against=None, folder=None)
+    with pytest.raises(ConfigError, match="--split=dev"):
+        evaluate.run_file(evaluated / "predictions.csv", split="dev", against=None, folder=None)
+    other = tmp_path / "other.csv"
+    studies = from_csv(text, name="").studies
+    other.write_text(to_csv(one._replace(reference=f"{one.reference} More.") for one in studies))
+    with pytest.raises(ValueError, match="another reference"):
+        evaluate.run_file(evaluated / "predictions.csv", split=None, against=other, folder=None)
+
+
+def test_a_run_that_neither_finds_nor_writes(shards, tmp_path):
+    config = make_run(tmp_path / "run", "pretrain_224", data=shards)
+    with pytest.raises(ConfigError, match="predicts no findings and writes no reports"):
+        evaluate.run(config, tmp_path / "run", split=None, against=None)

@@ -1,0 +1,119 @@
+"""A run's tokenizer: whose it is, and that it stays with the run."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from data_prep import tokenizer as made_by_hand
+from tests.test_configs import resolved
+from xmae_jax.config import ConfigError
+from xmae_jax.rundir import TOKENIZER, Run, RunDirectoryError
+from xmae_jax.tasks.split import open_split
+from xmae_jax.tasks.text import run_tokenizer, tokenizer_of
+
+
+@pytest.fixture(scope="module")
+def config(shards):
+    made = resolved("finetune_report", "smoke")
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, path=str(shards)))
+
+
+@pytest.fixture(scope="module")
+def training(config):
+    return open_split(config, "train", findings=())
+
+
+def changed(config, *, tokenizer=None, **objective):
+    text = dataclasses.replace(config.data.text, tokenizer=tokenizer and str(tokenizer))
+    data = dataclasses.replace(config.data, text=text)
+    return dataclasses.replace(config, data=data, objective={**config.objective, **objective})
+
+
+def begun(workdir, found):
+    Run(workdir, "0" * 32, [{"records": 1, "digest": "d", "tokenizer": found.digest}]).write()
+
+
+@pytest.fixture(scope="module")
+def files(shards, tmp_path_factory):
+    """Two tokenizers of these shards."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    for name, vocab in (("a", "400"), ("b", "420")):
+        argv = ["--input", str(shards), "--output", str(folder / f"{name}.model")]
+        assert made_by_hand.main([*argv, "--vocab", vocab, "--marks", "drop_sentence"]) == 0
+    return folder
+
+
+def test_without_one_it_is_made_of_the_training_split(config, training, shards, tmp_path, capsys):
+    found = tokenizer_of(config, tmp_path / "one", training)
+    again = tokenizer_of(config, tmp_path / "two", training)
+    assert found == again and found.vocab <= 512
+    assert "pieces, made of" in capsys.readouterr().out
+    # By hand, the same.
+    argv = ["--input", str(shards), "--output", str(tmp_path / "hand.model")]
+    argv += ["--marks", config.data.text.marks, "--vocab", str(found.vocab)]
+    assert made_by_hand.main(argv) == 0
+    assert (tmp_path / "hand.model").read_bytes() == (tmp_path / "one" / TOKENIZER).read_bytes()
+
+
+def test_a_run_keeps_a_copy_and_goes_on_without_the_file(config, training, files, tmp_path):
+    run, given = tmp_path / "run", tmp_path / "given.model"
+    shutil.copy(files / "a.model", given)
+    named = changed(config, tokenizer=given)
+    found = tokenizer_of(named, run, training)
+    begun(run, found)
+    given.unlink()
+    assert tokenizer_of(named, run, training) == found == run_tokenizer(run)
+    shutil.copy(files / "b.model", given)
+    with pytest.raises(ConfigError, match="given.model is not what the run began with"):
+        tokenizer_of(named, run, training)
+    shutil.copy(files / "a.model", given)
+    (run / TOKENIZER).unlink()  # it is put back
+    assert tokenizer_of(named, run, training) == found == run_tokenizer(run)
+    shutil.copy(files / "b.model", run / TOKENIZER)
+    for read in (lambda: tokenizer_of(config, run, training), lambda: run_tokenizer(run)):
+        with pytest.raises(RunDirectoryError, match="and the run began with"):
+            read()
+    (run / TOKENIZER).unlink()
+    with pytest.raises(RunDirectoryError, match=TOKENIZER):
+        run_tokenizer(run)
+
+
+def test_what_an_unfinished_start_left_is_not_taken(config, training, files, tmp_path):
+    found = tokenizer_of(changed(config, tokenizer=files / "a.model"), tmp_path, training)
+    other = tokenizer_of(changed(config, tokenizer=files / "b.model"), tmp_path, training)
+    assert found != other and other.digest == tokenizer_of(
+        changed(config, tokenizer=files / "b.model"), tmp_path / "new", training
+    ).digest  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [TOKENIZER, "spiece.model"])
+def test_a_decoder_brings_its_own(config, training, files, tmp_path, name):
+    start = tmp_path / "start"
+    start.mkdir()
+    shutil.copy(files / "a.model", start / name)
+    begins = [
+        changed(config, decoder_from=str(start)),
+        dataclasses.replace(config, init_from=str(start)),
+    ]
+    for i, one in enumerate(begins):
+        assert tokenizer_of(one, tmp_path / f"run{i}", training).vocab == 400
+    other = changed(begins[0], tokenizer=files / "b.model")
+    with pytest.raises(ConfigError, match="by which the decoder .* None takes that"):
+        tokenizer_of(other, tmp_path / "other", training)
+    same = changed(begins[0], tokenizer=files / "a.model")
+    assert tokenizer_of(same, tmp_path / "same", training).vocab == 400
+
+
+def test_what_cannot_be_used_is_named(config, training, files, tmp_path):
+    with pytest.raises(ConfigError, match="config.data.text.tokenizer: .*none.model"):
+        tokenizer_of(changed(config, tokenizer=tmp_path / "none.model"), tmp_path, training)
+    decoder = {**config.objective["head"]["decoder"], "vocab": 390}
+    few = changed(config, tokenizer=files / "a.model", head={"decoder": decoder})
+    with pytest.raises(ConfigError, match="vocab is 390, and the tokenizer has 400 pieces"):
+        tokenizer_of(few, tmp_path, training)
+    tiny = changed(config, head={"decoder": {**decoder, "vocab": 100}})
+    with pytest.raises(ConfigError, match="config.objective.head.decoder.vocab: "):
+        tokenizer_of(tiny, tmp_path, training)
+    films = dataclasses.replace(config, data=dataclasses.replace(config.data, text=None))
+    assert tokenizer_of(films, tmp_path, training) is None

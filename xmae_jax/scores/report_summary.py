@@ -1,0 +1,153 @@
+"""All scores of a split's reports, from `predictions.csv` alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from xmae_jax.scores import bootstrap
+from xmae_jax.scores.agreement import (
+    POLICIES,
+    agreement,
+    difference,
+    labelled,
+    side_agreement,
+)
+from xmae_jax.scores.predictions import PredictionsError
+from xmae_jax.scores.reports import Reports
+from xmae_jax.scores.text.copies import originality
+from xmae_jax.scores.text.corpus import TextScoring, corpus_scores, score
+from xmae_jax.scores.text.corpus import compare as compare_texts
+
+CUT = 59
+"""Tokens that R2Gen (arXiv 2010.16056) keeps of Indiana's reports: 60 with its start mark."""
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+
+
+def scoring_of(reports: Reports, *, meteor: bool) -> TextScoring:
+    """Choose how texts are scored: as R2Gen has it, or by characters if they are Chinese.
+
+    meteor: whether Java is started for METEOR, where it is there.
+    """
+    text = "".join(one.reference for one in reports.studies)
+    chinese = 5 * len(_CHINESE.findall(text)) > len(text)
+    sections = dict.fromkeys(one.sections for one in reports.studies)
+    return TextScoring(
+        tokeniser="characters" if chinese else "r2gen",
+        sections=tuple(" or ".join(sections).split(" ")),
+        cut=CUT,
+        meteor=meteor,
+    )
+
+
+def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
+    """Score the studies of a split that have a reference."""
+    there = reports.of_split(split)
+    scored = Reports(tuple(one for one in there.studies if one.reference))
+    generated = [one.generated for one in scored.studies]
+    references = [one.reference for one in scored.studies]
+    patients = scored.patients()
+    names = [str(i) for i in range(len(generated))]
+    metrics: dict[str, Any] = {
+        "split": split,
+        "studies": len(generated),
+        "patients": int(patients.max(initial=-1)) + 1,
+        "without_reference": len(there.studies) - len(generated),
+        "bootstrap": {"replicates": bootstrap.REPLICATES, "seed": bootstrap.SEED},
+    }
+    if not generated:
+        return metrics
+    scoring = scoring_of(scored, meteor=meteor)
+    said, told = labelled(generated), labelled(references)
+    everywhere = np.ones(told.shape, bool)
+    labels = scored.labels
+    by_policy = {
+        policy: agreement(said, told, known=everywhere, patients=patients, policy=policy)
+        for policy in POLICIES
+    }
+    by_label = None
+    if not np.isnan(labels).all():
+        by_label = {
+            policy: agreement(
+                said, labels, known=~np.isnan(labels), patients=patients, policy=policy
+            )
+            for policy in POLICIES
+        }
+    return {
+        **metrics,
+        "text": corpus_scores(
+            dict(zip(names, generated, strict=True)),
+            dict(zip(names, references, strict=True)),
+            scoring,
+            patients=dict(zip(names, map(str, patients.tolist()), strict=True)),
+        ),
+        "findings": by_policy,
+        "labels": by_label,
+        "sides": side_agreement(generated, references, patients=patients),
+        "originality": originality(
+            generated, references, training=scored.known(), tokeniser=scoring.tokeniser
+        ),
+        "tokens": _lengths([one.tokens for one in scored.studies]),
+    }
+
+
+def _lengths(values: list[int]) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [5, 50, 95]).tolist()
+    return {"mean": float(np.mean(values)), "p5": low, "median": middle, "p95": high}
+
+
+def each_study(reports: Reports) -> dict[str, np.ndarray]:
+    """Score each study by itself; of the findings, F1 over those of CheXpert's 14 that one has."""
+    names = [str(i) for i in range(len(reports.studies))]
+    texts = [one.generated for one in reports.studies]
+    references = [one.reference for one in reports.studies]
+    scored = score(
+        dict(zip(names, texts, strict=True)),
+        dict(zip(names, references, strict=True)),
+        scoring_of(reports, meteor=False),
+    )
+    said, told = (labelled(of) == 1 for of in (texts, references))
+    both, either = (said & told).sum(axis=1), said.sum(axis=1) + told.sum(axis=1)
+    f1 = 2 * both / np.maximum(either, 1)
+    return {**scored.each(), "findings_f1": np.where(either > 0, f1, 1.0)}
+
+
+def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
+    """Return differences, first minus second, over the studies of a split that both have.
+
+    Raises PredictionsError where there is none, or a study has another reference in each.
+    """
+    there = {one.id: one for one in second.of_split(split).studies}
+    pairs = [
+        (one, there[one.id])
+        for one in first.of_split(split).studies
+        if one.id in there and one.reference
+    ]
+    if not pairs:
+        raise PredictionsError(f"no study of split {split!r} with a report stands in both files")
+    if count := sum(one.reference != other.reference for one, other in pairs):
+        raise PredictionsError(f"{count:,} studies have another reference in each of the two files")
+    both = [Reports(one) for one in zip(*pairs, strict=True)]
+    names = [str(i) for i in range(len(pairs))]
+    texts = [[one.generated for one in of.studies] for of in both]
+    references, patients = [one.reference for one, _ in pairs], both[0].patients()
+    words = compare_texts(
+        dict(zip(names, texts[0], strict=True)),
+        dict(zip(names, texts[1], strict=True)),
+        dict(zip(names, references, strict=True)),
+        dataclasses.replace(scoring_of(both[0], meteor=meteor), cut=None),
+        patients=dict(zip(names, map(str, patients.tolist()), strict=True)),
+    )["full"]
+    policy = POLICIES[0]
+    said = [labelled(some) for some in texts]
+    findings = difference(said[0], said[1], labelled(references), patients=patients, policy=policy)
+    return {
+        "split": split,
+        "studies": len(pairs),
+        "patients": int(patients.max()) + 1,
+        "policy": policy,
+        "scores": words | {f"{name} micro F1": entry for name, entry in findings.items()},
+    }
