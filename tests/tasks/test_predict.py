@@ -23,7 +23,7 @@ from xmae_jax.data.film import read_film
 from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks import evaluate, predict
 from xmae_jax.tasks.model import load_run
-from xmae_jax.tasks.predictor import made_as
+from xmae_jax.tasks.shown import made_as
 
 FINDINGS = ("Nodule", "Pneumothorax", "Pleural Effusion")
 
