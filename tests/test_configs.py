@@ -125,7 +125,7 @@ def test_what_is_tested_is_neither_trained_nor_chosen_on(name, key):
     ("changes", "words"),
     [
         (dict(objective__mask__kepe=3), ["config.objective.mask.kepe", "did you mean keep?"]),
-        (dict(objective__name="mea"), ["config.objective.name is 'mea'", "known: mae, report, segment"]),
+        (dict(objective__name="mea"), ["config.objective.name is 'mea'", "known: mae, report"]),
         (dict(image_size=100), ["image_size 100 is no multiple of encoder.patch_size 16"]),
         (dict(objective__mask__keep=64), ["mask.keep is 64"]),
         (dict(objective__encoder__heads=5), ["config.objective.encoder", "and of heads 5"]),

@@ -183,9 +183,7 @@ def test_a_decoder_comes_from_another_run_than_the_encoder(tmp_path, mesh):
     _, _, init = placed(mae, mesh)
     pretrained = init(rng.key(4, "init"))
     save(checkpoints(tmp_path / "mae"), 5, pretrained)
-    both = small_report(
-        encoder=small_encoder(), image_size=32, decoder_from=str(tmp_path / "warm")
-    )
+    both = small_report(encoder=small_encoder(), image_size=32, decoder_from=str(tmp_path / "warm"))
     want = wanted(both, mesh)
     loaded, told = init_from.load_all(str(tmp_path / "mae"), **want)
     equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
