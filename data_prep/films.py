@@ -56,9 +56,9 @@ class Made:
     entry: Entry
 
 
-def unknown_patient(film: str) -> str:
-    """Name the patient of a film of which no table and no header names one."""
-    return f"film:{film}"
+def unknown_patient(film: str, row: Row) -> str:
+    """Name the patient of a film of which no table and no header names one: a study has one."""
+    return f"study:{row.study}" if row.study else f"film:{film}"
 
 
 def patients_of(paths: Iterable[Path]) -> list[str]:
@@ -69,12 +69,12 @@ def patients_of(paths: Iterable[Path]) -> list[str]:
 def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
     film = read_film(job.path, frames=settings.frames)
-    if job.patient == unknown_patient(job.film):
+    patient = job.patient
+    if patient == unknown_patient(job.film, job.row):
         if film.patient:  # else a patient would be two, in two splits perhaps
             raise FilmError("cannot be read each time: its header gave no patient at first")
-        patient = f"{job.patient} {pixel_digest(film.pixels)}"  # nobody of another data set
-    else:
-        patient = job.patient
+        if not job.row.study:
+            patient += f" {pixel_digest(film.pixels)}"  # nobody of another data set
     view = job.row.view or film.view
     deep = settings.codec == "png16"
     pixels = read_deep(job.path, frames=settings.frames) if deep else film.pixels

@@ -108,6 +108,14 @@ def test_which_films_of_a_study_are_shown(shards):
         Studies(Films(["PA"]), [], views=1)
 
 
+def test_a_study_has_one_patient(shards):
+    entry = read_entries(shards)[0]  # an archive may count studies anew for each patient
+    entries = [entry._replace(id=str(i), patient=p) for i, p in enumerate(("a", "b", "a"))]
+    studies = Studies(Films(["PA", "PA", "L"]), entries, views=2)
+    assert [[film["id"] for film in one["films"]] for one in studies] == [["0", "2"], ["1"]]
+    assert [one.patient for one in studies.entries] == ["a", "b"]
+
+
 def test_the_digest_names_records_and_views(shards):
     one, again, two = (open_studies(shards, "train", views=n) for n in (1, 1, 2))
     assert one.digest == again.digest != two.digest

@@ -1,4 +1,4 @@
-"""Studies as a source of examples: the films that were taken together, and their one report."""
+"""Studies as a source of examples: a patient's films taken together, and their one report."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Studies:
             raise ValueError(f"{len(entries)} lines of an index for {len(records)} records")
         self.records, self.views = records, views
         self.directory, self.split, self.size = records.directory, records.split, records.size
-        grouped: dict[str, list[int]] = {}
+        grouped: dict[tuple[str, str], list[int]] = {}
         for place, entry in enumerate(entries):
-            grouped.setdefault(entry.study, []).append(place)
+            grouped.setdefault((entry.patient, entry.study), []).append(place)
         self._places = [
             [places[i] for i in frontal_first([entries[place].view for place in places])[:views]]
             for places in grouped.values()
