@@ -56,9 +56,9 @@ class Made:
     entry: Entry
 
 
-def unknown_patient(film: str, row: Row) -> str:
+def unknown_patient(film: str, study: str) -> str:
     """Name the patient of a film of which no table and no header names one: a study has one."""
-    return f"study:{row.study}" if row.study else f"film:{film}"
+    return f"study:{study}" if study else f"film:{film}"
 
 
 def patients_of(paths: Iterable[Path]) -> list[str]:
@@ -70,7 +70,7 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
     film = read_film(job.path, frames=settings.frames)
     patient = job.patient
-    if patient == unknown_patient(job.film, job.row):
+    if patient == unknown_patient(job.film, job.row.study):
         if film.patient:  # else a patient would be two, in two splits perhaps
             raise FilmError("cannot be read each time: its header gave no patient at first")
         if not job.row.study:

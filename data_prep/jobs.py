@@ -43,7 +43,7 @@ def licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:
 def notes_of(jobs: Sequence[Job], inputs: Inputs) -> list[str]:
     """Say what whoever builds should know of patients and reports."""
     notes = list(inputs.notes)
-    alone = sum(job.patient == unknown_patient(job.film, job.row) for job in jobs)
+    alone = sum(job.patient == unknown_patient(job.film, job.row.study) for job in jobs)
     if alone:
         notes.append(
             f"of {alone:,} of {len(jobs):,} films no patient is known (a column patient_id, a"
@@ -68,7 +68,7 @@ def jobs_of(inputs: Inputs, workers: Workers) -> list[Job]:
     patients = dict(zip(unknown, (name for names in found for name in names), strict=True))
     for film in inputs.films:
         row = inputs.rows.get(film, empty)
-        patients[film] = row.patient or patients[film] or unknown_patient(film, row)
+        patients[film] = row.patient or patients[film] or unknown_patient(film, row.study)
     official: dict[str, str] = {}  # patient -> split, for films that no table names too
     for film, row in inputs.rows.items():
         if row.split and film in patients:
