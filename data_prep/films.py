@@ -14,10 +14,11 @@ from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
 from xmae_jax.data.film import Film, FilmError, dicom_ids, read_deep, read_film
-from xmae_jax.data.index import Entry, label_text, perceptual_hash, pixel_digest
+from xmae_jax.data.index import LONG, Entry, label_text, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import hull
 from xmae_jax.data.people import stored_age
 from xmae_jax.data.records import MASK_SIDE, Record, Report
+from xmae_jax.data.text import normalise, words
 from xmae_jax.data.transforms import square_film
 
 FRAMES = ("refuse", "first")
@@ -114,10 +115,16 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
         original_size=np.array(film.original_size, np.int32),
         valid_box=np.array(box, np.int32),
     )
-    return Made(records.encode(record), _entry(record, film))
+    return Made(records.encode(record), _entry(record, film, report_id(record["report"], key)))
 
 
-def _entry(record: Record, film: Film) -> Entry:
+def report_id(report: Report, key: bytes) -> str:
+    """Derive what stands in the index for findings and impression; empty if they are short."""
+    text = normalise(f"{report['findings']} {report['impression']}", "keep").lower()
+    return keyed_id(key, "text", text) if len(words(text)) >= LONG else ""
+
+
+def _entry(record: Record, film: Film, text: str) -> Entry:
     return Entry(
         id=record["id"],
         patient=record["patient"],
@@ -138,6 +145,7 @@ def _entry(record: Record, film: Film) -> Entry:
         mask_source=record["mask_source"],
         mask_quality=round(record["mask_quality"], 4),
         flags=" ".join(film.flags),
+        text=text,
     )
 
 

@@ -30,12 +30,12 @@ import numpy as np
 
 from data_prep import splits
 from data_prep.arguments import BAD_DATA, DISK, INTERRUPTED, NAME, USAGE, Parser, UsageError
-from data_prep.films import unknown_patient
+from data_prep.films import report_id, unknown_patient
 from data_prep.finish import REJECTED, write_rejected
 from data_prep.inputs import Row, sha256_of, split_name
 from data_prep.tables import Line, Table
 from xmae_jax.data import records
-from xmae_jax.data.index import INDEX, Entry, label_text, write_index
+from xmae_jax.data.index import INDEX, REPORT, Entry, label_text, write_index
 from xmae_jax.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -130,7 +130,7 @@ def make_record(study: _Study, key: bytes) -> Record:
     )
 
 
-def _entry(record: Record) -> Entry:
+def _entry(record: Record, key: bytes) -> Entry:
     alone = hashlib.sha256(f"report {record['id']}".encode()).hexdigest()
     return Entry(
         **{name: record[name] for name in ("id", "patient", "study", "split", "source", "view")},
@@ -140,7 +140,7 @@ def _entry(record: Record) -> Entry:
         # No film, so a copy of none: nothing else has these, or others within NEAR bits.
         pixels=alone,
         phash=alone,
-        kind="report",
+        kind=REPORT,
         bits=0,
         vendor="",
         height=0,
@@ -148,6 +148,7 @@ def _entry(record: Record) -> Entry:
         mask_source="none",
         mask_quality=0.0,
         flags="",
+        text=report_id(record["report"], key),
     )
 
 
@@ -170,7 +171,7 @@ def write(
             shard = records.shard_name(about["name"], split=split, index=index, total=len(parts))
             records.write_shard(folder / shard, map(records.encode, made))
             files.append(describe(folder / shard, split=split, records=len(made)))
-            entries += map(_entry, made)
+            entries += [_entry(record, key) for record in made]
     write_index(folder, entries)
     write_rejected(folder / REJECTED, rejected)
     metadata = records.write_tfds_metadata(
