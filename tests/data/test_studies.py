@@ -139,6 +139,26 @@ def test_a_damaged_film_names_its_record(shards, tmp_path):
     assert where.split(",")[0] in str(studies.damage(0, ValueError("x")))
 
 
+class Junk(Records):
+    """Films of which lateral ones are no picture."""
+
+    def __getitem__(self, index):
+        film = super().__getitem__(index)
+        return {**film, "image": b"no"} if film["view"] == "LATERAL" else film
+
+
+def test_a_second_film_that_is_no_picture_is_the_one_named(shards, text):
+    entries = [entry for entry in read_entries(shards) if entry.split == "train"]
+    records = Junk(shards, "train")
+    studies = Studies(records, entries, views=2)
+    index = next(i for i, study in enumerate(studies) if len(study["films"]) == 2)
+    second = [entry.id for entry in entries].index(studies[index]["films"][1]["id"])
+    ids = np.array([[0, index]], np.int32)
+    with pytest.raises(DataError, match=rf"record {second} is damaged"):
+        LoadStep(lambda step: ids, [studies], view_of(text), 0, slice(None), skip=False)(0)
+    assert studies.where(index) == records.where(second)
+
+
 def test_views_have_their_number():
     assert VIEWS["report"] is ReportView
     assert {view_id(v) for v in ("PA", "AP", "AP Supine", "", "Frontal")} == {FRONTAL}

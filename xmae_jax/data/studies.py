@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xmae_jax.data.index import Entry, read_entries
-from xmae_jax.data.records import DataError, Records
+from xmae_jax.data.records import DataError, Records, decode_image
 from xmae_jax.scores.groups import is_frontal
 from xmae_jax.seal import json_digest
 
@@ -57,12 +57,22 @@ class Studies:
         return (self[index] for index in range(len(self)))
 
     def damage(self, index: int, error: Exception) -> DataError:
-        """Name a study that is damaged by its first film."""
-        return self.records.damage(self._places[index][0], error)
+        """Name a study that is damaged by its film that is."""
+        return self.records.damage(self._damaged(index), error)
 
     def where(self, index: int) -> str:
-        """Say where the first film of a study lies."""
-        return self.records.where(self._places[index][0])
+        """Say where the film of a study lies that is damaged, or else the first one."""
+        return self.records.where(self._damaged(index))
+
+    def _damaged(self, index: int) -> int:
+        places = self._places[index]
+        for place in places:
+            try:
+                if image := self.records[place]["image"]:
+                    decode_image(image)
+            except DataError:
+                return place
+        return places[0]
 
 
 def frontal_first(views: Sequence[str]) -> list[int]:
