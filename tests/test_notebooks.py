@@ -98,6 +98,13 @@ def test_explain_makes_its_own_run_and_predicts_anew_each_time(tmp_path):
 
 
 @pytest.mark.slow
+def test_report(tmp_path):
+    done = run("report", f"WORK = {str(tmp_path)!r}\nFILMS, SIZE, STEPS, BATCH = 60, 64, 4, 8")
+    assert "studies have a report" in texts(done) and "not_a_film.png): rejected" in texts(done)
+    assert "study 1: ok" in texts(done) and pictures(done) == 4
+
+
+@pytest.mark.slow
 def test_quick_look(tmp_path):
     done = run("quick_look", f"WORK = {str(tmp_path)!r}\nFILMS = 20")
     assert "120 120 120 120 120" in texts(done) and pictures(done) == 2

@@ -122,8 +122,11 @@ class Incidents:
         writers.write_atomic(partial / "rows.csv", table.getvalue())
         np.savez(partial / "batch.npz", **host)  # pyright: ignore[reportArgumentType]
         if "image" in host:
+            films = host["image"][:64]
+            if films.ndim == 5:  # b s h w 1: of a study the first film, if there is one
+                films = films[:, :1].reshape(-1, *films.shape[2:])
             writers.contact_sheet(
-                partial / "thumbnails.png", host["image"][:64], names=names[:64], title=title
+                partial / "thumbnails.png", films, names=names[: len(films)], title=title
             )
         partial.rename(folder)
 

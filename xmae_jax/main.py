@@ -58,8 +58,9 @@ flags.DEFINE_enum(
     "train",
     ["train", "plan", "evaluate", "predict", "export", "verify", "rollback"],
     "train: train, or go on. plan: what the config needs on given chips. evaluate: score the"
-    " findings of a run. predict: tell the findings of FILE..., and where the model looked. export:"
-    " write the model for other code. verify: check every checkpoint. rollback: go back to --step.",
+    " findings of a run. predict: tell the findings of FILE..., or write their reports, and show"
+    " where the model looked. export: write the model for other code. verify: check every"
+    " checkpoint. rollback: go back to --step.",
 )
 flags.DEFINE_string("workdir", None, "Run directory; default runs/<config name>.")
 flags.DEFINE_bool(

@@ -8,7 +8,7 @@ import pytest
 from xmae_jax.data import text
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import NO_REPORT
-from xmae_jax.data.text import Tokenizer, fertility, normalise, sections, sentences
+from xmae_jax.data.text import Tokenizer, by_sentence, fertility, normalise, sections, sentences
 from xmae_jax.data.tokenizer_training import train_tokenizer
 
 MIMIC = """                                 FINAL REPORT
@@ -173,6 +173,21 @@ def test_fertility_counts(tokenizer):
     assert found["tokens"] == sum(len(tokenizer.encode(t)) for t in ("left pleural", "影 left"))
     assert found["bytes"] == 3 / found["tokens"] and found["covered"] == 15 / 16
     assert fertility(tokenizer, [])["tokens"] == 0
+
+
+def test_ids_of_a_text_go_with_its_sentences(tokenizer, chinese):
+    wholes = "No effusion. Dr. A. saw 影! Left lung é", "双肺清晰。未见气胸；心影不大。", "é"
+    for one in (tokenizer, chinese):
+        for whole in wholes:
+            ids = [*one.encode(whole), 1, 0, 7]
+            found, place = by_sentence(one, ids)
+            assert found == sentences(whole) and (place[-3:] == -1).all()
+            for number, sentence in enumerate(found):  # ids of a sentence alone spell it
+                own = [i for i, of in zip(ids, place, strict=True) if of == number]
+                assert one.decode(own).strip() == sentence
+    for ids in ([1, 0], [0, 0], []):
+        found, place = by_sentence(tokenizer, ids)
+        assert found == [] and place.tolist() == [-1] * len(ids)
 
 
 def test_a_pickled_copy_is_the_same(tokenizer):

@@ -83,6 +83,8 @@ def test_numbers_against_scikit_learn_and_again_from_the_file():
 
     shown = one.table(metrics)
     assert "Hernia" in shown and "undefined" in shown and "mean of 2 findings" in shown
+    fewer = {**metrics, "macro": {**metrics["macro"], "findings": 1}}
+    assert "mean of 1 finding " in one.table(fewer)
     assert summarise(from_csv(text, name="file"), "test", train_positive=TRAIN) == metrics
 
 

@@ -222,6 +222,21 @@ def test_writing_is_right_behind_the_prefix_and_knows_no_other_row():
     np.testing.assert_array_equal(alone[0], written[3])
 
 
+@pytest.mark.parametrize("resampler", [None, ResamplerConfig(queries=6, heads=2)])
+def test_what_is_read_for_a_token_lies_on_films_that_are_there(resampler):
+    objective, batch = small(resampler=resampler), batch_of(6)
+    params = jax.jit(objective.init)(rng.key(0, "init"))
+    told = jax.jit(objective.explain)(params, {}, {}, batch, KEY)
+    written = jax.jit(objective.write)(params, {}, {}, batch, KEY)["written"]
+    np.testing.assert_array_equal(told["written"], written)
+    read, log_prob = np.asarray(told["read"]), np.asarray(told["log_prob"])
+    assert read.shape == (6, 6, 2, 16) and (log_prob <= 0).all()
+    real = np.cumsum(np.cumsum(written == 1, axis=1), axis=1) <= 1  # the end with them
+    np.testing.assert_allclose(read.sum(axis=(2, 3)), real, atol=1e-5)
+    np.testing.assert_array_equal(log_prob != 0, real)
+    assert not (read * ~batch["valid"][:, None]).any()
+
+
 @pytest.mark.parametrize("wrong, told", [
     (dict(label_smoothing=1.0), "label_smoothing"),
     (dict(image_size=18), "image_size 18"),

@@ -23,7 +23,7 @@ from xmae_jax.data.film import read_film
 from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks import evaluate, predict
 from xmae_jax.tasks.model import load_run
-from xmae_jax.tasks.predictor import made_as
+from xmae_jax.tasks.shown import made_as
 
 FINDINGS = ("Nodule", "Pneumothorax", "Pleural Effusion")
 
@@ -81,6 +81,7 @@ def test_a_film_gets_what_its_record_gets_in_an_evaluation(films, finetuned, cap
     wanted = [film.id for film in scored.films]
     lines, output = predicted(finetuned, [paths[name] for name in wanted])
     assert len(lines) == len(wanted) > 0
+    assert capsys.readouterr().out.count("* stands behind a probability that reaches") == 1
     for name, logits in zip(wanted, scored.logits, strict=True):
         line = lines[paths[name]]
         for finding, logit in zip(FINDINGS, logits, strict=True):

@@ -110,3 +110,11 @@ def test_eight_devices_give_the_same_run(written, shards, tmp_path):
     assert process.returncode == 0, out
     losses = [[line["training_loss"] for line in lines(d)] for d in (tmp_path / "run", written[0])]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_that_is_left_out_is_kept_to_look_at(shards, tmp_path):
+    poison = ["--config.debug.poison_step=2:nan", "--config.data.eval_split=None"]
+    code, out = finish(command(shards, tmp_path / "run", *poison))
+    assert code == 0 and "step 2 skipped" in out, out
+    assert (tmp_path / "run/debug/step_2/thumbnails.png").stat().st_size > 1000

@@ -31,7 +31,10 @@ class Studies:
         grouped: dict[str, list[int]] = {}
         for place, entry in enumerate(entries):
             grouped.setdefault(entry.study, []).append(place)
-        self._places = [_chosen(places, entries, views) for places in grouped.values()]
+        self._places = [
+            [places[i] for i in frontal_first([entries[place].view for place in places])[:views]]
+            for places in grouped.values()
+        ]
         self.entries = [entries[places[0]] for places in self._places]
         """A line for each study: that of its first film. By them splits and subsets go."""
         self.digest = json_digest([records.digest, "studies", views])
@@ -62,14 +65,14 @@ class Studies:
         return self.records.where(self._places[index][0])
 
 
-def _chosen(places: Sequence[int], entries: Sequence[Entry], views: int) -> list[int]:
-    """Choose the first frontal film, the first other one, and then whatever there is."""
-    kinds = [is_frontal(entries[place].view) for place in places]
+def frontal_first(views: Sequence[str]) -> list[int]:
+    """Order films by their views: the first frontal one, the first other one, then the rest."""
+    kinds = [is_frontal(view) for view in views]
 
     def order(i: int) -> tuple[bool, bool, int]:
-        return kinds.index(kinds[i]) != i, not kinds[i], places[i]
+        return kinds.index(kinds[i]) != i, not kinds[i], i
 
-    return [places[i] for i in sorted(range(len(places)), key=order)[:views]]
+    return sorted(range(len(views)), key=order)
 
 
 def open_studies(directory: str | os.PathLike, split: str, *, views: int) -> Studies:

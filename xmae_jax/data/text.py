@@ -198,6 +198,27 @@ class Tokenizer:
         return self.model.decode(kept).replace("\u2581", " ")
 
 
+def by_sentence(
+    tokenizer: Tokenizer, ids: Sequence[int] | Int[np.ndarray, " t"]
+) -> tuple[list[str], Int[np.ndarray, " t"]]:
+    """Decode ids; return the sentences, and to which of them each id belongs.
+
+    An id goes with the sentence of its last character. -1: the end, and what comes after it.
+    """
+    found, place = sentences(tokenizer.decode(ids)), np.full(len(ids), -1)
+    if not found:
+        return [], place
+    ends = np.cumsum([len("".join(one.split())) for one in found])
+    length = next((i for i, one in enumerate(ids) if one == tokenizer.end), len(ids))
+    told = ["".join(tokenizer.decode(ids[: i + 1]).split()) for i in range(length)]
+    # Bytes of one character count for several as long as the last of them is missing.
+    counts = np.minimum.accumulate(np.array([len(text) for text in told])[::-1])[::-1]
+    place[:length] = np.searchsorted(ends, np.maximum(counts, 1))  # leading blanks go on
+    kept = np.unique(place[:length])  # a sentence may end in the middle of an id: it goes on too
+    place[:length] = np.searchsorted(kept, place[:length])
+    return [" ".join(part) for part in np.split(np.array(found), kept[:-1] + 1)], place
+
+
 def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, int | float]:
     """Measure how a tokenizer fits normalised texts.
 

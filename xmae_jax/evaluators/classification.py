@@ -119,7 +119,7 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
         )
     macro = metrics["macro"]
     yield (
-        f"  {'mean of ' + str(macro['findings']) + ' findings':<43}"
+        f"  {'mean of ' + _count(macro['findings']):<43}"
         f"  {told(macro, 'auroc'):<20}  {told(macro, 'average_precision')}"
     )
     if macro["left_out"]:
@@ -137,8 +137,12 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
         if gap := group["gaps"].get("mean"):
             yield (
                 f"  by {name}: AUROC of {gap['highest']} above that of {gap['lowest']} by"
-                f" {told(gap, 'auroc')}, {len(group['common_findings'])} findings"
+                f" {told(gap, 'auroc')}, {_count(len(group['common_findings']))}"
             )
+
+
+def _count(findings: int) -> str:
+    return "1 finding" if findings == 1 else f"{findings} findings"
 
 
 def _decided(macro: dict[str, Any], chosen_on: dict[str, Any]) -> Iterator[str]:
@@ -151,7 +155,7 @@ def _decided(macro: dict[str, Any], chosen_on: dict[str, Any]) -> Iterator[str]:
     yield f"  means by thresholds of greatest F1 in {chosen_on['split']}: {shown}"
     before, after = macro["calibration"], macro["scaled"]
     yield (
-        f"  by temperatures of {chosen_on['split']}, {after['ece_findings']} findings:"
+        f"  by temperatures of {chosen_on['split']}, {_count(after['ece_findings'])}:"
         f" ECE {after['ece']:.3f}, Brier score {after['brier']:.3f};"
         f" without, {before['ece_findings']}: {before['ece']:.3f}, {before['brier']:.3f}"
     )
@@ -168,7 +172,7 @@ def comparison_table(metrics: dict[str, Any]) -> str:
         p = entry.get("delong_p")
         lines.append(f"{_pair(name, entry)}  {'' if p is None else f'{p:.3g}'}".rstrip())
     macro = metrics["macro"]
-    lines.append(_pair(f"mean of {macro['findings']} findings", macro).rstrip())
+    lines.append(_pair(f"mean of {_count(macro['findings'])}", macro).rstrip())
     return "\n".join(lines)
 
 

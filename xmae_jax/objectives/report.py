@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from xmae_jax import metrics, rng
 from xmae_jax.attention import Backend
 from xmae_jax.heads.report import Context, ReportHead, ReportHeadConfig
-from xmae_jax.models.generate import GenerateConfig, generate
+from xmae_jax.models.generate import GenerateConfig, Generated, generate
 from xmae_jax.models.layers import Compute, Remat
 from xmae_jax.models.vit import Encoder, EncoderConfig
 from xmae_jax.objectives.base import ModuleObjective, grid_of
@@ -159,6 +159,29 @@ class Report(ModuleObjective):
         self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array
     ) -> dict[str, Array]:
         """Return what the model writes: `written` int32 [b t], padded behind its end."""
+        made, _ = self._generate(params, frozen, extra, batch, attention=False)
+        return {"written": made.tokens}
+
+    def explain(
+        self, params: Params, frozen: Params, extra: Params, batch: Batch, rng_key: Array
+    ) -> dict[str, Array]:
+        """Return what `write` does, each token's `log_prob`, and what it read of the films.
+
+        log_prob: float32 [b t], 0 behind the end. read: float32 [b t s n], the cross-attention of
+        the step that chose a token, a mean over heads and layers, on patches; by way of the
+        resampler where there is one.
+        """
+        made, context = self._generate(params, frozen, extra, batch, attention=True)
+        read = made.attention
+        assert read is not None
+        if context.read is not None:
+            read = jnp.einsum("btm,bmn->btn", read, context.read.astype(read.dtype))
+        read = read.reshape(*read.shape[:2], *batch["valid"].shape[1:])
+        return {"written": made.tokens, "log_prob": made.log_prob, "read": read}
+
+    def _generate(
+        self, params: Params, frozen: Params, extra: Params, batch: Batch, *, attention: bool
+    ) -> tuple[Generated, Context]:
         model = self.averaged(params, frozen, extra)
         context = model.context(batch)
         with jax.named_scope("decoder"):
@@ -169,12 +192,13 @@ class Report(ModuleObjective):
                 prefix=batch["prefix"],
                 prefix_length=lengths(batch["prefix"]),
                 config=self.generate,
+                attention=attention,
             )
-        return {"written": made.tokens}
+        return made, context
 
     def predict_fns(self) -> dict[str, Callable[..., dict[str, Array]]]:
-        """Return `likelihood`, of the texts that are there, and `write`."""
-        return {"likelihood": self.likelihood, "write": self.write}
+        """Return `likelihood`, of the texts that are there, `write` and `explain`."""
+        return {"likelihood": self.likelihood, "write": self.write, "explain": self.explain}
 
 
 def _log_probability(

@@ -26,7 +26,7 @@ from xmae_jax.models import convert
 from xmae_jax.optim import merge
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
 from xmae_jax.tasks.onnx import write_onnx
-from xmae_jax.tasks.predictor import made_as
+from xmae_jax.tasks.shown import made_as
 
 About = dict[str, str]
 """Metadata of a file: strings by name."""

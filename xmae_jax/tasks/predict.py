@@ -1,20 +1,18 @@
-"""Predict findings of films as they are: DICOM, PNG, JPEG and TIFF files, any of them broken.
+"""Predict from films as they are: DICOM, PNG, JPEG and TIFF files, any of them broken.
 
 Each file is read in a child process, made square and resized as the films of the run were, and
-shown to the newest checkpoint. `predictions.csv` has a line for each file, `about.json` what all of
-them have in common, `maps/` where the model looked. docs/predict.md has every column.
+shown to the newest checkpoint. What comes out goes by what the run predicts: findings of each file,
+which are here, or reports of studies, which are in `tasks/predict_reports.py`. docs/predict.md has
+every column.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
-import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,15 @@ from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.film import FLAGS, Film, FilmError, read_film
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.sandbox import Sandbox
-from xmae_jax.tasks import heat, overlay
+from xmae_jax.tasks import heat, overlay, predict_reports
 from xmae_jax.tasks.model import LoadedRun, load_run, refuse_other_changes
+from xmae_jax.tasks.outputs import ABOUT, PREDICTIONS, NoFilm, Table, make_output, shown
 from xmae_jax.tasks.predictor import Decisions, Predictor, Seen, Told
 from xmae_jax.tasks.probe import refitted
 
-PREDICTIONS, ABOUT, MAPS = "predictions.csv", "about.json", "maps"
+MAPS = "maps"
 COLUMNS = tuple("number file status reason flags view kind height width".split())
 EACH = ("probability", "calibrated", "threshold", "positive")
-
-
-class NoFilm(Exception):
-    """Not one file is a film that can be used; main exits 65."""
 
 
 def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
@@ -50,14 +45,23 @@ def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
         raise ConfigError("name files: --task=predict --workdir=RUN FILE...")
     loaded = load_run(workdir)
     refuse_other_changes(config, loaded, task="predict")
-    if "classify" not in loaded.objective.predict_fns():
+    known = loaded.objective.predict_fns()
+    tell = next((task for name, task in _TASKS.items() if name in known), None)
+    if tell is None:
         name = loaded.config.objective["name"]
-        raise ConfigError(f"--workdir={workdir}: objective {name!r} predicts no findings")
+        raise ConfigError(
+            f"--workdir={workdir}: objective {name!r} predicts no findings, and writes no reports"
+        )
+    tell(config, loaded, files)
+
+
+def _classify(config: Config, loaded: LoadedRun, files: Sequence[str]) -> None:
+    """Tell the findings of each file."""
     model = Predictor(loaded, config, films=len(files))
-    decisions = read_decisions(workdir, loaded)
-    output = _make_output(config, workdir)
+    decisions = read_decisions(loaded.workdir, loaded)
+    output = make_output(config, loaded.workdir, folders=[MAPS])
     writer = _Writer(output, loaded.objective, decisions, method=model.method)
-    with contextlib.closing(Sandbox()) as sandbox, writer:
+    with contextlib.closing(Sandbox()) as sandbox, contextlib.closing(writer):
         films = sandbox.each(read_film, ((path,) for path in files))
         for first in range(0, len(files), model.rows):
             names = files[first : first + model.rows]
@@ -69,7 +73,7 @@ def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
                 else:
                     writer.write(name, one.film, next(told))
     about = {
-        "run": str(workdir),
+        "run": str(loaded.workdir),
         "step": loaded.step,
         "films": {"files": len(files), "usable": writer.usable},
         "made_as": model.made_as,
@@ -80,6 +84,13 @@ def run(config: Config, workdir: Path, files: Sequence[str]) -> None:
     print(f"{writer.usable} of {len(files)} files are films that can be used: {output}")
     if not writer.usable:
         raise NoFilm(f"none of {len(files)} files can be used: {output / PREDICTIONS} says why")
+
+
+_TASKS: dict[str, Callable[[Config, LoadedRun, Sequence[str]], None]] = {
+    "classify": _classify,
+    "write": predict_reports.run,
+}
+"""What a run predicts -> what is made of films then."""
 
 
 def read_decisions(workdir: Path, loaded: LoadedRun) -> Decisions:
@@ -113,21 +124,6 @@ def _number(entry: dict[str, Any] | None, name: str) -> float:
     return np.nan if value is None else float(value)
 
 
-def _make_output(config: Config, workdir: Path) -> Path:
-    """Make the folder, for its owner alone: pictures and file names may say who a patient is."""
-    if config.predict.output is not None:
-        output = Path(config.predict.output).absolute()
-        if output.exists():
-            raise ConfigError(f"config.predict.output: {output} is there already")
-    else:
-        taken = [int(p.name) for p in workdir.glob("predict/*") if p.name.isdecimal()]
-        output = workdir / "predict" / str(max(taken, default=0) + 1)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.mkdir(mode=0o700)
-    (output / MAPS).mkdir()
-    return output
-
-
 class _Writer:
     """Writes the table line by line, and the maps."""
 
@@ -136,38 +132,31 @@ class _Writer:
         self._findings: tuple[str, ...] = objective.findings
         self._shared = heat.shared_by(objective, method)
         self._number = self.usable = 0
-
-    def __enter__(self) -> _Writer:
-        handle = os.open(self._output / PREDICTIONS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        self._file = os.fdopen(handle, "w", newline="", encoding="utf-8", errors="surrogateescape")
-        self._table = csv.writer(self._file, lineterminator="\n")
         each = [f"{kind}:{name}" for name in self._findings for kind in EACH]
-        self._table.writerow([*COLUMNS, *each])
-        return self
+        self._table = Table(output / PREDICTIONS, [*COLUMNS, *each])
+        if not np.isnan(decisions.threshold).all():
+            print("the likeliest findings of each film; * stands behind a probability that reaches"
+                  " the finding's threshold")  # fmt: skip
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def close(self) -> None:
+        """Close the table."""
+        self._table.close()
 
     def reject(self, name: str, reason: str) -> None:
         """Write the line of a file that cannot be used."""
         self._number += 1
-        rest = len(COLUMNS) - 4 + len(EACH) * len(self._findings)
-        self._line([self._number, name, "rejected", reason, *[""] * rest])
-        print(f"{self._number} {_shown(name)}: rejected: {reason}")
+        self._table.write([self._number, name, "rejected", reason])
+        print(f"{self._number} {shown(name)}: rejected: {reason}")
 
     def write(self, name: str, film: Film, told: Told) -> None:
         """Write the line of a film, and its maps."""
         self._number += 1
         self.usable += 1
         facts = [" ".join(film.flags), film.view, film.kind, *film.pixels.shape]
-        self._line([self._number, name, "ok", "", *facts, *self._cells(told.logits)])
+        self._table.write([self._number, name, "ok", "", *facts, *self._cells(told.logits)])
         self._say(name, film, told.logits)
         for finding, values in told.maps.items():
             self._map(film, told, finding, values)
-
-    def _line(self, cells: list[Any]) -> None:
-        self._table.writerow(cells)
-        self._file.flush()
 
     def _cells(self, logits: Float[np.ndarray, " c"]) -> Iterator[str]:
         threshold, temperature = self._decisions.threshold, self._decisions.temperature
@@ -184,7 +173,7 @@ class _Writer:
             for c in np.argsort(-logits, kind="stable")[:3]
         )
         warned = f" ({', '.join(film.flags)})" if film.flags else ""
-        print(f"{self._number} {_shown(name)}: {likeliest}{warned}")
+        print(f"{self._number} {shown(name)}: {likeliest}{warned}")
 
     def _map(self, film: Film, told: Told, c: int, values: Float[np.ndarray, "gh gw"]) -> None:
         """Draw where the model looked for one finding."""
@@ -206,12 +195,6 @@ class _Writer:
         )
         file = f"{self._number:04d}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}.png"
         (self._output / MAPS / file).write_bytes(picture)
-
-
-def _shown(name: str) -> str:
-    """Escape what the terminal cannot show, such as a name that is not UTF-8."""
-    encoding = sys.stdout.encoding or "ascii"
-    return name.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _called(logit: float, threshold: float) -> str:

@@ -1,29 +1,20 @@
-"""A loaded run that looks at films: each made square and resized as the run's own films were."""
+"""A loaded run that looks at films for findings."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from xmae_jax import infer, rng, sharding
+from xmae_jax import infer
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.film import Film, FilmError
-from xmae_jax.data.manifest import DataError, film_format
-from xmae_jax.data.records import FINDINGS, encode_image
-from xmae_jax.data.transforms import square_film
-from xmae_jax.rundir import read_run
 from xmae_jax.tasks import heat, overlay
 from xmae_jax.tasks.film import view_of
-from xmae_jax.tasks.model import LoadedRun, placed
-from xmae_jax.tasks.train import mesh_of
-
-_AT_ONCE = 16  # films in memory
+from xmae_jax.tasks.model import LoadedRun
+from xmae_jax.tasks.shown import NARROW, OnDevices, made_as, record_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,58 +52,42 @@ class Predictor:
 
     def __init__(self, loaded: LoadedRun, config: Config, *, films: int):
         """Place the parameters; `films` is how many there are at most."""
-        self._mesh = mesh_of(config)
         self._objective, self._config = loaded.objective, config
         self.method: heat.Method = config.predict.heat or heat.default_method(self._objective)
         try:
             mapped = heat.heat_of(self._objective, self.method)
         except ValueError as error:
             raise ConfigError(f"config.predict.heat: {error}") from None
-        rows = min(config.rows_at_once, films, _AT_ONCE)
-        self.rows = rows + -rows % sharding.row_shards(self._mesh)
         self._view = view_of(config, self._objective, train=False)
         self.made_as = made_as(loaded)
-        self._state = placed(loaded, config, self._mesh)
-        key = rng.key(config.seed, "eval")
-        classify = self._objective.predict_fns()["classify"]
-        self._classify = infer.compile_predict(classify, self._mesh, key)
-        self._heat = infer.compile_predict(mapped, self._mesh, key)
+        self._devices = OnDevices(loaded, config, most=films)
+        self.rows = self._devices.rows
+        self._classify = self._devices.compile(self._objective.predict_fns()["classify"])
+        self._heat = self._devices.compile(mapped)
 
     def see(self, answer: Film | FilmError) -> Seen | FilmError:
-        """Make a film what a record of the run's data would be, stored and read again."""
+        """Make a film what the model is shown of it."""
         if isinstance(answer, FilmError):
             return answer
-        made = self.made_as
-        square, box = square_film(answer.pixels, size=made["size"], fit=made["fit"])
-        record = {
-            "image": encode_image(square, made["codec"]),
-            "valid_box": np.array(box, np.int32),
-            "labels": np.full(len(FINDINGS), np.nan, np.float32),
-        }
+        record, placed = record_of(answer, self.made_as)
         example = self._view(record, np.random.default_rng(0))
         if not example["valid"].any():
-            return FilmError("too narrow: not one patch of the model's is filled by film")
-        return Seen(answer, example, overlay.Placed(answer.pixels.shape, box, made["size"]))
+            return FilmError(NARROW)
+        return Seen(answer, example, placed)
 
     def tell(self, seen: Sequence[Seen], decisions: Decisions) -> list[Told]:
         """Look at `rows` films at most."""
         if not seen:
             return []
-        batch = {n: self._stack([one.example[n] for one in seen]) for n in seen[0].example}
+        batch = self._devices.batch([one.example for one in seen])
         logits = self._run(self._classify, batch, "logits")[: len(seen)].astype(np.float64)
         most = self._config.predict.maps
         chosen = [choose(row, decisions.threshold, most=most) for row in logits]
         maps = self._maps(batch, chosen)
         return list(map(Told, logits, (one.placed for one in seen), maps))
 
-    def _stack(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """Fill a batch up with copies of its last row."""
-        return np.stack([*parts, *[parts[-1]] * (self.rows - len(parts))])
-
     def _run(self, fn: infer.Predict, batch: dict[str, np.ndarray], name: str) -> np.ndarray:
-        with jax.set_mesh(self._mesh):
-            whole = fn(self._state, sharding.to_global(batch, self._mesh, self.rows))
-        return np.asarray(whole[name])
+        return np.asarray(self._devices.run(fn, batch)[name])
 
     def _maps(
         self, batch: dict[str, np.ndarray], chosen: list[list[int]]
@@ -123,7 +98,7 @@ class Predictor:
         if not width:
             return [{} for _ in chosen]
         places = [np.resize(np.array(row, np.int32), width) for row in chosen]
-        found = self._run(self._heat, {**batch, "chosen": self._stack(places)}, "heat")
+        found = self._run(self._heat, {**batch, "chosen": self._devices.stack(places)}, "heat")
         found = found.reshape(*found.shape[:2], *self._objective.grid)
         each = zip(chosen, found, strict=False)  # both are filled up
         return [dict(zip(row, maps, strict=False)) for row, maps in each]
@@ -137,18 +112,3 @@ def choose(
     if most == "all":
         return order
     return ([c for c in order if logits[c] >= thresholds[c]] or order)[: int(most)]
-
-
-def made_as(loaded: LoadedRun) -> dict[str, Any]:
-    """Say how films became squares in the run's data: `size`, `fit` and `codec`."""
-    record = read_run(loaded.workdir)
-    made = [source["film"] for source in record.sources if "film" in source] if record else []
-    if not made:  # of a run that does not tell
-        with contextlib.suppress(DataError):
-            made = [film_format(path) for path in loaded.config.data.paths]
-    usual = {"size": loaded.config.image_size, "fit": "pad", "codec": "jpeg"}
-    first = {**usual, **(made[0] if made else {})}
-    if not made or any({**usual, **other} != first for other in made):
-        reason = "the run's data sets differ in it" if made else "the run does not say how"
-        print(f"note: films are made {first['size']} px squares by {first['fit']!r}: {reason}")
-    return first
