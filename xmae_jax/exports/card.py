@@ -178,7 +178,8 @@ def _findings(metrics: dict[str, Any]) -> str:
         )
     macro = metrics.get("macro", {})
     if macro:
-        mean = f"mean of {macro.get('findings', len(rows))} findings"
+        count = macro.get("findings", len(rows))
+        mean = f"mean of {count} finding{'s' * (count != 1)}"
         rows.append((mean, "", "", *(_score(macro, name) for name in names), "", "", ""))
     head = ("finding", "with", "without", "AUROC (95 % interval)", "average precision")
     head += ("threshold, of the probability", *rates)
