@@ -140,7 +140,7 @@ def read_entries(directory: str | os.PathLike) -> list[Entry]:
 
 
 def _entry(line: list[str]) -> Entry:
-    made = Entry(*line)
+    made = Entry._make([*line, ""][: len(Entry._fields)])
     numbers = {name: int(getattr(made, name)) for name in ("bits", "height", "width")}
     age = float(made.age) if made.age else math.nan
     return made._replace(mask_quality=float(made.mask_quality), age=age, **numbers)
