@@ -123,3 +123,10 @@ def test_what_does_not_belong_is_named(tmp_path):
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no T5 with a decoder"):
         read_t5(tmp_path / "other.safetensors")
+
+
+def test_a_block_that_is_far_off_is_named_at_once(tmp_path):
+    far, norm = "9" * 5000, "layer.0.layer_norm.weight"
+    arrays = state_dict() | {f"decoder.block.{far}.{norm}": np.ones(8, np.float32)}
+    with pytest.raises(ValueError, match=f"missing decoder.block.2.{norm}.*extra .*{far}"):
+        read_t5(saved(tmp_path, arrays))

@@ -141,8 +141,9 @@ def _drop_copies(file: WeightFile, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _depth(arrays: Mapping[str, np.ndarray]) -> int:
+    # Not the largest number: a file could claim any, and a gap is listed as missing and extra.
     found = [re.match(r"decoder\.block\.(\d+)\.", name) for name in arrays]
-    return max((int(m[1]) + 1 for m in found if m), default=0)
+    return len({m[1] for m in found if m})
 
 
 def _config(
