@@ -130,3 +130,8 @@ def test_a_block_that_is_far_off_is_named_at_once(tmp_path):
     arrays = state_dict() | {f"decoder.block.{far}.{norm}": np.ones(8, np.float32)}
     with pytest.raises(ValueError, match=f"missing decoder.block.2.{norm}.*extra .*{far}"):
         read_t5(saved(tmp_path, arrays))
+
+
+def test_an_output_map_of_its_own_is_to_be_there(tmp_path):
+    with pytest.raises(ValueError, match="missing lm_head.weight"):
+        read_t5(saved(tmp_path, state_dict(head=False)))

@@ -72,6 +72,8 @@ def read_t5(path: Path) -> ForeignT5:
     gated = any(".wi_0." in name for name in arrays)
     depth = _depth(arrays)
     fixed = ["shared.weight", "decoder.final_layer_norm.weight", _RELATIVE]
+    if not _tied(file) and "scale_decoder_outputs" not in file.config:
+        fixed.append("lm_head.weight")
     names = [*_NAMES, _MLP[gated]]
     keys = [
         f"{_BLOCK}{key}.weight".format(i) for i in range(depth) for n in names for key in n.theirs
@@ -146,6 +148,10 @@ def _depth(arrays: Mapping[str, np.ndarray]) -> int:
     return len({m[1] for m in found if m})
 
 
+def _tied(file: WeightFile) -> bool:
+    return file.config.get("tie_word_embeddings") is not False
+
+
 def _config(
     file: WeightFile, arrays: Mapping[str, np.ndarray], *, depth: int, gated: bool
 ) -> tuple[T5Config, list[str]]:
@@ -160,7 +166,7 @@ def _config(
             f" {'' if gated else 'not '}gated; 'relu' and 'gated-gelu' are known"
         )
     # Files of other versions of the library tell by the one or by the other.
-    scaled = told.get("scale_decoder_outputs", told.get("tie_word_embeddings", True))
+    scaled = told.get("scale_decoder_outputs", _tied(file))
     head = arrays.get("lm_head.weight")
     own_head = head is not None and not np.array_equal(head, arrays["shared.weight"])
     if scaled and own_head:
