@@ -12,15 +12,15 @@ from xmae_jax.models.t5 import T5Config
 
 CONFIG = T5Config(
     vocab=10, width=8, depth=2, heads=3, head_width=4, hidden=12, gated=True, tied=False,
-    buckets=6, max_distance=20, norm_eps=1e-5, dropout=0.2,
+    buckets=6, max_distance=20, norm_eps=1e-5,
 )  # fmt: skip
 TOLD = dict(
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
     relative_attention_max_distance=20,
     layer_norm_epsilon=1e-5,
-    dropout_rate=0.2,
 )
+RELATIVE = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 def state_dict(*, gated: bool = True, head: bool = True) -> dict[str, np.ndarray]:
@@ -38,7 +38,7 @@ def state_dict(*, gated: bool = True, head: bool = True) -> dict[str, np.ndarray
             shapes[f"{block}.2.DenseReluDense.{part}.weight"] = (12, 8)
         shapes[f"{block}.2.DenseReluDense.wo.weight"] = (8, 12)
         shapes |= {f"{block}.{j}.layer_norm.weight": (8,) for j in range(3)}
-    shapes["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (6, 3)
+    shapes[RELATIVE] = (6, 3)
     shapes["encoder.final_layer_norm.weight"] = (8,)
     if head:
         shapes["lm_head.weight"] = (10, 8)
@@ -57,7 +57,7 @@ def test_settings_and_arrays(tmp_path):
     arrays["decoder.embed_tokens.weight"] = arrays["shared.weight"].copy()
     foreign = read_t5(saved(tmp_path, arrays))
     assert foreign.config == CONFIG
-    params, told = fit_t5(foreign, dataclasses.replace(CONFIG, dropout=0.0))
+    params, told = fit_t5(foreign, CONFIG)
     assert not told
     assert foreign.notes == ["left out: the encoder, 1 arrays"]
     want = arrays["decoder.block.1.layer.0.SelfAttention.k.weight"].T.reshape(8, 3, 4)
@@ -84,7 +84,7 @@ def test_the_output_map(tmp_path, tied):
 def test_a_file_alone_tells_most(tmp_path):
     save_file(state_dict(), tmp_path / "any.safetensors")
     foreign = read_t5(tmp_path / "any.safetensors")
-    usual = dict(max_distance=128, norm_eps=1e-6, dropout=0.1)
+    usual = dict(max_distance=128, norm_eps=1e-6)
     assert foreign.config == dataclasses.replace(CONFIG, **usual)
     assert "no config.json" in foreign.notes[0]
 
@@ -135,3 +135,25 @@ def test_a_block_that_is_far_off_is_named_at_once(tmp_path):
 def test_an_output_map_of_its_own_is_to_be_there(tmp_path):
     with pytest.raises(ValueError, match="missing lm_head.weight"):
         read_t5(saved(tmp_path, state_dict(head=False)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"decoder.block.0.layer.0.SelfAttention.q.weight": (96,)}, "SelfAttention.q.weight .96,."),
+        ({"decoder.block.1.layer.2.layer_norm.weight": (1, 8)}, "layer_norm.weight .1, 8. is to"),
+        ({RELATIVE: (6,)}, "relative_attention_bias.weight .6,. is to have 2 axes"),
+        ({RELATIVE: (6, 0)}, "relative_attention_bias.weight .6, 0. is to have"),
+        ({"decoder.final_layer_norm.weight": (7,)}, "final_layer_norm.weight is to be .8,., and"),
+        ({"lm_head.weight": (9, 8)}, "lm_head.weight is to be .10, 8., and is .9, 8."),
+        ({"relative_attention_max_distance": None}, "config.json: relative.* is None"),
+        ({"layer_norm_epsilon": "1e-6"}, "config.json: layer_norm_epsilon is '1e-6'"),
+        ({"relative_attention_max_distance": float("inf")}, "config.json: relative.* is inf"),
+        ({"feed_forward_proj": ["relu"]}, "feed_forward_proj is"),
+    ],
+)
+def test_shapes_and_settings_that_cannot_be_are_named(tmp_path, changes, said):
+    arrays = {n: np.ones(s, np.float32) for n, s in changes.items() if n.endswith("weight")}
+    told = {n: value for n, value in changes.items() if n not in arrays}
+    with pytest.raises(ValueError, match=said):
+        read_t5(saved(tmp_path, state_dict() | arrays, **told))

@@ -25,7 +25,6 @@ _LEFT_OUT = re.compile(
     r"encoder\..*|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
 """The latter is in T5's first files, and no one reads it."""
-_GATED = {"gated-gelu": True, "relu": False}
 
 
 class _Name(NamedTuple):
@@ -85,15 +84,14 @@ def read_t5(path: Path) -> ForeignT5:
     if missing or extra or not depth:
         listed = [f"missing {n}" for n in missing] + [f"extra {n}" for n in extra]
         raise ValueError(f"{file.path} is no T5 with a decoder: {'; '.join(listed)}")
+    ranks = {key: 1 if "layer_norm" in key else 2 for key in fixed + keys}
+    wrong = [n for n, axes in ranks.items() if arrays[n].ndim != axes or not arrays[n].size]
+    if wrong:
+        listed = [f"{n} {arrays[n].shape} is to have {ranks[n]} axes of some length" for n in wrong]
+        raise ValueError(f"{file.path}: {'; '.join(listed)}")
     config, notes = _config(file, arrays, depth=depth, gated=gated)
     params = {f"blocks/{name.ours}": _joined(name, arrays, config) for name in names}
-    params |= {
-        "embedding": arrays["shared.weight"],
-        "relative_bias": arrays[_RELATIVE],
-        "norm/scale": arrays["decoder.final_layer_norm.weight"],
-    }
-    if not config.tied:
-        params["out/kernel"] = arrays.get("lm_head.weight", arrays["shared.weight"]).T
+    params |= _outer(arrays, config)
     notes += [f"left out: the encoder, {len(out)} arrays"] * bool(out)
     return ForeignT5(
         path=file.path,
@@ -159,8 +157,9 @@ def _config(
     told, notes = file.config, []
     if not told:
         notes = ["no config.json: max_distance 128, norm_eps 1e-6 and T5's activation are assumed"]
-    activation = told.get("feed_forward_proj", "gated-gelu" if gated else "relu")
-    if _GATED.get(activation) is not gated:
+    wanted = "gated-gelu" if gated else "relu"
+    activation = told.get("feed_forward_proj", wanted)
+    if activation != wanted:
         raise ValueError(
             f"{file.path}: feed_forward_proj is {activation!r}, and its arrays are"
             f" {'' if gated else 'not '}gated; 'relu' and 'gated-gelu' are known"
@@ -187,11 +186,32 @@ def _config(
         gated=gated,
         tied=bool(scaled),
         buckets=buckets,
-        max_distance=int(told.get("relative_attention_max_distance", 128)),
-        norm_eps=float(told.get("layer_norm_epsilon", 1e-6)),
-        dropout=float(told.get("dropout_rate", 0.1)),
+        max_distance=int(_number(file, "relative_attention_max_distance", 128.0)),
+        norm_eps=_number(file, "layer_norm_epsilon", 1e-6),
     )
     return config, notes
+
+
+def _number(file: WeightFile, key: str, usual: float) -> float:
+    """Read a positive setting of config.json."""
+    found = file.config.get(key, usual)
+    if type(found) not in (int, float) or not 0 < found < 1e9:
+        raise ValueError(f"{file.path.parent / 'config.json'}: {key} is {found!r}")
+    return float(found)
+
+
+def _outer(arrays: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+    """Return the parameters that are in no block."""
+    params = {"embedding": arrays["shared.weight"], "relative_bias": arrays[_RELATIVE]}
+    sized = {"norm/scale": ("decoder.final_layer_norm.weight", (config.width,))}
+    if not config.tied:
+        head = "lm_head.weight" if "lm_head.weight" in arrays else "shared.weight"
+        sized["out/kernel"] = (head, (config.vocab, config.width))
+    for ours, (name, shape) in sized.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} is to be {shape}, and is {arrays[name].shape}")
+        params[ours] = arrays[name].T
+    return params
 
 
 def _joined(
