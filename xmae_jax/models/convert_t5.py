@@ -101,34 +101,16 @@ def read_t5(path: Path) -> ForeignT5:
     )
 
 
-def fit_t5(foreign: ForeignT5, config: T5Config) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Bring a file's parameters to a decoder of `config`; tell what was cut.
-
-    The file's vocabulary may be longer, as T5's is for the sake of round numbers; its last tokens
-    are cut then. An output that is the embedding there can be one of its own here. ValueError lists
-    all that does not fit.
-    """
-    here, there = dataclasses.asdict(config), dataclasses.asdict(foreign.config)
-    del here["dropout"], there["dropout"]
-    params, told = dict(foreign.params), []
-    if there["tied"] and not here["tied"]:
-        params["out/kernel"] = params["embedding"].T * np.float32(config.width**-0.5)
-        told.append("out/kernel made of the embedding")
-        here["tied"] = True
-    if here["vocab"] < there["vocab"]:
-        told.append(f"cut the vocabulary: {there['vocab']} to {here['vocab']} tokens")
-        params["embedding"] = params["embedding"][: config.vocab]
-        if "out/kernel" in params:
-            params["out/kernel"] = params["out/kernel"][:, : config.vocab]
-        here["vocab"] = there["vocab"]
+def check_t5(foreign: ForeignT5, config: T5Config) -> None:
+    """Raise ValueError with all settings in which a file differs from a decoder of `config`."""
+    here = dataclasses.asdict(dataclasses.replace(config, dropout=foreign.config.dropout))
     wrong = [
         f"{name} is {here[name]!r} here and {value!r} there"
-        for name, value in there.items()
+        for name, value in dataclasses.asdict(foreign.config).items()
         if here[name] != value
     ]
     if wrong:
         raise ValueError(f"{foreign.path} does not fit:\n  " + "\n  ".join(wrong))
-    return params, told
 
 
 def _drop_copies(file: WeightFile, arrays: dict[str, np.ndarray]) -> None:
