@@ -110,7 +110,7 @@ Examination limited by rotation: bilateral effusions are present.|Pleural Effusi
 Clinical impression: pneumonia.|Pneumonia=1
 FINDINGS: Limited. EXAM LIMITED: Left effusion.|Pleural Effusion=1
 indication: pneumothorax? findings: the lungs are clear.|Pneumothorax=None Consolidation=0
-COMPARISON: Pneumothorax. Mass.\n\nThere is a left effusion.|Pneumothorax=None Mass=None Pleural Effusion=1
+COMPARISON: Pneumothorax. Mass.\n\nThere is a left effusion.|Mass=None Pleural Effusion=1
 REASON FOR EXAM: Pneumothorax. FINDINGS: Effusion.|Pneumothorax=None Pleural Effusion=1
 """
 UNKNOWN = """

@@ -455,7 +455,7 @@ CUES: dict[str, tuple[str, ...]] = {
         " ?completely|entirely resolved|cleared|gone",
         "near|partial|incomplete ?complete ?interval resolution|clearing of",
         # what was not there before is there now
-        "not ?well|clearly|definitely seen|present|visible|identified|noted|evident|visualized|appreciated"
+        "not ?well|clearly|definitely seen|present|visible|identified|noted|evident|visualized"
         " ?on|in|at ?the|a|her|his ?most ?recent|immediate prior|previous|previously|earlier|old",
         "not previously|formerly seen|present|visible|identified|noted|evident|visualized",
         "tip|tips ?is|are|was not ?well|clearly seen|visible|identified|visualized|visualised",
