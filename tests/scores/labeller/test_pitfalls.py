@@ -125,6 +125,13 @@ No acute cardiopulmonary process.|No Finding=1
 KNOWN_ERRORS = """
 No pneumothorax, cardiomegaly.|Cardiomegaly=1
 No pneumothorax Left effusion Cardiomegaly|Pleural Effusion=1 Cardiomegaly=1
+The tip of the catheter is not seen.|Support Devices=1
+No pneumothorax, left basilar atelectasis or pneumonia.|Atelectasis=-1 Pneumonia=-1
+Rule out pneumonia.|Pneumonia=None
+EKG leads overlie the chest.|Support Devices=None
+Aspiration is possible.|Pneumonia=-1
+Compression deformity of T8.|Fracture=1
+Heart size at the upper limits of normal or slightly enlarged.|Cardiomegaly=-1
 """
 
 

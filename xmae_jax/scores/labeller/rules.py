@@ -169,6 +169,8 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "pneumomediastin*",
         "pneumoperiton*",
         "tubercul*",
+        "tb",
+        "pneumonitis",
         "honeycomb*",
         "dextrocardia",
         "situs inversus",
@@ -519,7 +521,9 @@ ALL = (
     "cardiopulmonary|pulmonary|cardiac|cardiothoracic|intrathoracic|radiographic|significant|bony"
     " ?cardiopulmonary|pulmonary disease|process|abnormality|abnormalities|finding|findings",
     "evidence ?of|for ?active|acute disease|abnormality|abnormalities",
-    "abnormality|abnormalities|disease|process",
+    "abnormality|abnormalities|disease|process|pathology",
+    "acute|active ?preoperative|thoracic|traumatic finding|findings|injury|change|changes",
+    "negative .",
     "has|have cleared",
 )
 """What is said, or denied, of the whole chest."""
