@@ -84,6 +84,10 @@ def broken(column: str, value: str) -> str:
         (to_csv([written(0, "a"), written(0, "b")]), "line 3: the study of line 2 again"),
         (to_csv([written(0, "a")]) + "x\n", "line 3: 1 values"),
         (broken("tokens", "secret"), "line 3: source_index, index or tokens is no number"),
+        *[
+            (broken("split", name), "line 3, split: not 1 to 64 letters")
+            for name in ("../secret", ".secret", "/secret", "secret\n", "s" * 65, "")
+        ],
         (broken("generated_in_training", "secret"), "line 3, generated_in_training: none of"),
         (broken("label:Edema", "secret"), "line 3, label:Edema: none of"),
         (to_csv([written(0, "a")]) + '"open', "not CSV"),

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from xmae_jax.scores.agreement import NAMES
-from xmae_jax.scores.predictions import PredictionsError, numbered
+from xmae_jax.scores.predictions import PredictionsError, numbered, split_of
 
 COLUMNS = (
     "split source_index index id patient study source sections generated reference tokens"
@@ -144,7 +144,7 @@ def _study(line: Sequence[str], where: str) -> Written:
         told = "source_index, index or tokens is no number"
         raise PredictionsError(f"{where}: {told}") from None
     return Written(
-        split=cells["split"],
+        split=split_of(cells["split"], where),
         source_index=source,
         place=place,
         id=cells["id"],
