@@ -58,6 +58,7 @@ def set_cell(row, column, value):
         (set_cell(3, 2, "one"), "line 4: source_index, index or age is no number"),
         (set_cell(3, 0, "../../out"), "line 4, split: not 1 to 64 letters"),
         (set_cell(3, 0, ".out"), "line 4, split: not 1 to 64 letters"),
+        (set_cell(3, 2, "-1"), "line 4: source_index, index or age is no number"),
         (set_cell(3, 9, "old"), "line 4: source_index, index or age is no number"),
         (set_cell(0, 3, "name"), "its columns are not those of predictions.csv"),
         (lambda cells: cells[2].pop(), "line 3: 15 values in 16 columns"),

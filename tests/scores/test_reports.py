@@ -86,8 +86,10 @@ def broken(column: str, value: str) -> str:
         (broken("tokens", "secret"), "line 3: source_index, index or tokens is no number"),
         *[
             (broken("split", name), "line 3, split: not 1 to 64 letters")
-            for name in ("../secret", ".secret", "/secret", "secret\n", "s" * 65, "")
+            for name in ("../secret", ".secret", "/secret", "secret secret", "s" * 65, "")
         ],
+        (broken("tokens", "-3"), "line 3: source_index, index or tokens is no number"),
+        (broken("tokens", "1" * 400), "line 3: source_index, index or tokens is no number"),
         (broken("generated_in_training", "secret"), "line 3, generated_in_training: none of"),
         (broken("label:Edema", "secret"), "line 3, label:Edema: none of"),
         (to_csv([written(0, "a")]) + '"open', "not CSV"),
@@ -97,6 +99,11 @@ def test_what_is_wrong_is_named(text, told):
     with pytest.raises(PredictionsError, match=told) as error:
         from_csv(text, name="p.csv")
     assert str(error.value).startswith("p.csv") and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["a,generated\rb", "x" * 200_000, "", '"'])
+def test_what_is_no_csv_is_no_header(line):
+    assert not is_header(line)
 
 
 def test_columns_stand_first():

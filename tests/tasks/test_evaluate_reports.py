@@ -88,6 +88,13 @@ def test_wrong_files_are_named(evaluated, tmp_path):
         evaluate.run_file(evaluated / "predictions.csv", split=None, against=other, folder=None)
 
 
+def test_a_file_may_begin_with_a_mark_of_its_encoding(evaluated, tmp_path, capsys):
+    marked = tmp_path / "marked.csv"
+    marked.write_bytes(b"\xef\xbb\xbf" + (evaluated / "predictions.csv").read_bytes())
+    evaluate.run_file(marked, split=None, against=None, folder=None)
+    assert "reports of" in capsys.readouterr().out
+
+
 def test_a_run_that_neither_finds_nor_writes(shards, tmp_path):
     config = make_run(tmp_path / "run", "pretrain_224", data=shards)
     with pytest.raises(ConfigError, match="predicts no findings and writes no reports"):

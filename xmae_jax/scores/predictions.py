@@ -94,6 +94,14 @@ def split_of(cell: str, where: str) -> str:
     return cell
 
 
+def count(cell: str) -> int:
+    """Read a number from 0 to below 2**31; ValueError if it is none."""
+    value = int(cell)
+    if not 0 <= value < 1 << 31:
+        raise ValueError
+    return value
+
+
 def to_csv(
     findings: Sequence[str], rows: Iterable[tuple[Film, Sequence[float], Sequence[float]]]
 ) -> str:
@@ -157,7 +165,7 @@ def _film(line: Sequence[str], where: str) -> Film:
     film = Film._make(line[: len(COLUMNS)])
     try:
         age = float(film.age) if film.age else np.nan
-        places = int(film.source_index), int(film.place)
+        places = count(film.source_index), count(film.place)
     except ValueError:
         raise PredictionsError(f"{where}: source_index, index or age is no number") from None
     split = split_of(film.split, where)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from xmae_jax.scores.agreement import NAMES
-from xmae_jax.scores.predictions import PredictionsError, numbered, split_of
+from xmae_jax.scores.predictions import PredictionsError, count, numbered, split_of
 
 COLUMNS = (
     "split source_index index id patient study source sections generated reference tokens"
@@ -87,7 +87,10 @@ class Reports:
 
 def is_header(line: str) -> bool:
     """Tell whether a file of predictions that begins with this line is one of reports."""
-    return "generated" in next(csv.reader([line]), [])
+    try:
+        return "generated" in next(csv.reader([line]), [])
+    except csv.Error:  # reading the file says what is wrong
+        return False
 
 
 def to_csv(studies: Iterable[Written]) -> str:
@@ -139,7 +142,7 @@ def _study(line: Sequence[str], where: str) -> Written:
         raise PredictionsError(f"{where}: {len(line)} values in {columns} columns")
     cells = dict(zip((*COLUMNS, *_NAMED), line, strict=True))
     try:
-        source, place, tokens = (int(cells[n]) for n in ("source_index", "index", "tokens"))
+        source, place, tokens = (count(cells[n]) for n in ("source_index", "index", "tokens"))
     except ValueError:
         told = "source_index, index or tokens is no number"
         raise PredictionsError(f"{where}: {told}") from None
