@@ -17,7 +17,7 @@ from xmae_jax.scores.agreement import (
     side_agreement,
 )
 from xmae_jax.scores.predictions import PredictionsError
-from xmae_jax.scores.reports import Reports
+from xmae_jax.scores.reports import Reports, Written
 from xmae_jax.scores.text.copies import originality
 from xmae_jax.scores.text.corpus import TextScoring, corpus_scores, score
 from xmae_jax.scores.text.corpus import compare as compare_texts
@@ -115,17 +115,22 @@ def each_study(reports: Reports) -> dict[str, np.ndarray]:
     return {**scored.each(), "findings_f1": np.where(either > 0, f1, 1.0)}
 
 
+def _by_id(reports: Reports) -> dict[tuple[str, str], Written]:
+    found: dict[tuple[str, str], Written] = {}
+    for one in reports.studies:
+        if found.setdefault((one.source, one.id), one) is not one:
+            raise PredictionsError(f"study {one.id} stands there twice")
+    return found
+
+
 def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
     """Return differences, first minus second, over the studies of a split that both have.
 
-    Raises PredictionsError where there is none, or a study has another reference in each.
+    Raises PredictionsError where there is none, an id stands for several studies, or a study has
+    another reference in each.
     """
-    there = {one.id: one for one in second.of_split(split).studies}
-    pairs = [
-        (one, there[one.id])
-        for one in first.of_split(split).studies
-        if one.id in there and one.reference
-    ]
+    here, there = (_by_id(some.of_split(split)) for some in (first, second))
+    pairs = [(one, there[key]) for key, one in here.items() if key in there and one.reference]
     if not pairs:
         raise PredictionsError(f"no study of split {split!r} with a report stands in both files")
     if count := sum(one.reference != other.reference for one, other in pairs):
