@@ -46,7 +46,7 @@ def evaluator(texts=TEXTS, *, training=(NORMAL, "Another text.")) -> Reporting:
     studies = [study(i, reference) for i, (_, reference) in enumerate(texts)]
     letters = Tokenizer("", 0, None)
     object.__setattr__(letters, "decode", Letters().decode)
-    return Reporting(letters, {"test": [studies]}, training, ("findings",), meteor=False)
+    return Reporting(letters, {"test": [studies]}, training, ("findings",), "drop_word", meteor=False)
 
 
 def evaluated(texts=TEXTS, **more) -> tuple[dict, str]:
@@ -78,7 +78,9 @@ def test_known_numbers():
     assert (own["copied"], own["distinct"], own["empty"]) == (2, 4, 1)
     assert metrics["originality"]["references"]["copied"] == 1
     assert 0 < metrics["text"]["full"]["bleu4"]["value"] < 1
-    assert metrics["text"]["cut"]["bleu4"]["signature"].endswith("sections:findings|cut:59")
+    assert metrics["text"]["cut"]["bleu4"]["signature"].endswith(
+        "sections:findings|norm:report-1|marks:drop_word|cut:59"
+    )
     assert metrics["tokens"]["median"] == 29
 
 
@@ -146,7 +148,6 @@ def page() -> str:
         "run": "runs/<x>",
         "step": 3,
         "leaks": {},
-        "marks": "drop_word",
         "unreadable": 2,
     }
     film = np.full((600, 400), 128, np.uint8)
@@ -173,5 +174,5 @@ def test_page_shows_best_and_worst(page):
     assert 'alt="film 2 of study' in best and "no film" in best
     assert "1. F1 1.000, ROUGE-L 1.000" in best and "1. F1 0.000, ROUGE-L 0.000" in worst
     assert '<span class="chip missed">Cardiomegaly</span>' in worst
-    assert "Pleural Effusion (right, not left)" in page
+    assert "Pleural Effusion (right, not left)" in page and "<dd>drop word</dd>" in page
     assert "damaged: 2 studies" in page

@@ -33,6 +33,8 @@ def written(place: int, generated: str, reference: str = "No effusion.", **more)
         "study": f"s{place}",
         "source": "made",
         "sections": "findings",
+        "normalisation": "report-1",
+        "marks": "drop_word",
         "tokens": 7,
         "generated_known": None,
         "reference_known": None,

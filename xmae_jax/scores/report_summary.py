@@ -30,14 +30,22 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 def scoring_of(reports: Reports, *, meteor: bool) -> TextScoring:
     """Choose how texts are scored: as R2Gen has it, or by characters if they are Chinese.
 
-    meteor: whether Java is started for METEOR, where it is there.
+    meteor: whether Java is started for METEOR, where it is there. Raises PredictionsError where
+    studies are of different sections, or were not brought into one form.
     """
+    said = {(one.sections, one.normalisation, one.marks) for one in reports.studies}
+    if len(said) > 1:
+        raise PredictionsError(
+            "studies of different sections, normalisation or marks cannot be scored as one set"
+        )
+    ((sections, normalisation, marks),) = said
     text = "".join(one.reference for one in reports.studies)
     chinese = 5 * len(_CHINESE.findall(text)) > len(text)
-    sections = dict.fromkeys(one.sections for one in reports.studies)
     return TextScoring(
         tokeniser="characters" if chinese else "r2gen",
-        sections=tuple(" or ".join(sections).split(" ")),
+        sections=tuple(sections.split(" ")),
+        normalisation=normalisation,
+        marks=marks,
         cut=CUT,
         meteor=meteor,
     )
@@ -136,6 +144,7 @@ def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dic
     if count := sum(one.reference != other.reference for one, other in pairs):
         raise PredictionsError(f"{count:,} studies have another reference in each of the two files")
     both = [Reports(one) for one in zip(*pairs, strict=True)]
+    scoring = scoring_of(Reports(both[0].studies + both[1].studies), meteor=meteor)
     names = [str(i) for i in range(len(pairs))]
     texts = [[one.generated for one in of.studies] for of in both]
     references, patients = [one.reference for one, _ in pairs], both[0].patients()
@@ -143,7 +152,7 @@ def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dic
         dict(zip(names, texts[0], strict=True)),
         dict(zip(names, texts[1], strict=True)),
         dict(zip(names, references, strict=True)),
-        dataclasses.replace(scoring_of(both[0], meteor=meteor), cut=None),
+        dataclasses.replace(scoring, cut=None),
         patients=dict(zip(names, map(str, patients.tolist()), strict=True)),
     )["full"]
     policy = POLICIES[0]

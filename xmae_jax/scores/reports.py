@@ -1,7 +1,8 @@
 """`predictions.csv` of reports: a line for each study, from which every score is computed.
 
 Columns: split, source_index, index (the study's place in its data), id, patient, study, source,
-then the sections that are scored, what was generated, its reference, how many tokens were
+then the sections that are scored, the form that they were brought into and what became of marks
+of de-identification there (both by the names of data/text.py), what was generated, its reference, how many tokens were
 generated, and whether texts alike stand in the training data (1, 0, empty where those are not
 known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
 1 present, 0 absent, u uncertain, empty unknown.
@@ -22,8 +23,8 @@ from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.predictions import PredictionsError, count, numbered, split_of
 
 COLUMNS = (
-    "split source_index index id patient study source sections generated reference tokens"
-    " generated_in_training reference_in_training"
+    "split source_index index id patient study source sections normalisation marks generated"
+    " reference tokens generated_in_training reference_in_training"
 ).split()
 _NAMED = tuple(f"label:{name}" for name in NAMES)
 _LABELS = {"1": 1.0, "0": 0.0, "u": -1.0, "": np.nan}
@@ -42,6 +43,8 @@ class Written(NamedTuple):
     source: str
     sections: str
     """Which sections of reports text and reference hold, a blank between them."""
+    normalisation: str
+    marks: str
     generated: str
     reference: str
     tokens: int
@@ -155,6 +158,8 @@ def _study(line: Sequence[str], where: str) -> Written:
         study=cells["study"],
         source=cells["source"],
         sections=cells["sections"],
+        normalisation=cells["normalisation"],
+        marks=cells["marks"],
         generated=cells["generated"],
         reference=cells["reference"],
         tokens=tokens,

@@ -54,6 +54,7 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             {name: studies_of(config, one)},
             training,
             config.data.text.sections,
+            config.data.text.marks,
             meteor=True,
         )
         rows = list(model.rows(one, "written"))
@@ -63,7 +64,6 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             "own_data": own,
             "run": str(workdir),
             "step": loaded.step,
-            "marks": config.data.text.marks,
             "of_training": trained_on.of_training(loaded, config, name),
             "leaks": checked.leaks,
             "leaks_compared": checked.compared,

@@ -95,11 +95,11 @@ def test_cut_texts_are_scored_beside_whole_ones():
     assert found["full"]["bleu1"]["value"] == pytest.approx(4 / 7 * np.exp(1 - 8 / 7))
     assert found["cut"]["bleu4"]["signature"] == (
         "BLEU-4|n:1-4|length:closest|refs:1|tok:whitespace.1|case:as_written"
-        "|sections:findings+impression|cut:2"
+        "|sections:findings+impression|norm:none|marks:keep|cut:2"
     )
     assert found["full"]["cider"]["signature"] == (
         "CIDEr-D|x10|n:1-4|sigma:6|df:2|refs:1|tok:whitespace.1|case:as_written"
-        "|sections:findings+impression|cut:none"
+        "|sections:findings+impression|norm:none|marks:keep|cut:none"
     )
     assert "cut" not in corpus_scores(generated, references, PLAIN)
 

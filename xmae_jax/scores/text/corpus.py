@@ -42,7 +42,10 @@ class TextScoring:
 
     tokeniser: str = "r2gen"
     sections: tuple[str, ...] = ("findings",)
-    """What texts and references hold; told, not looked at."""
+    """What texts and references hold; told, not looked at, and so are these two."""
+    normalisation: str = "none"
+    marks: str = "keep"
+    """What became of marks of de-identification."""
     cut: int | None = None
     """Tokens that are kept of texts and references in the second set of scores; None: no such."""
     meteor: bool = False
@@ -125,6 +128,8 @@ def _signatures(
             f"tok:{scoring.tokeniser}.{tokeniser.version}",
             f"case:{tokeniser.case}",
             f"sections:{'+'.join(scoring.sections)}",
+            f"norm:{scoring.normalisation}",
+            f"marks:{scoring.marks}",
             f"cut:{'none' if cut is None else cut}",
         ]
     )
