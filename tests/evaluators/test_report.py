@@ -176,3 +176,11 @@ def test_page_shows_best_and_worst(page):
     assert '<span class="chip missed">Cardiomegaly</span>' in worst
     assert "Pleural Effusion (right, not left)" in page and "<dd>drop word</dd>" in page
     assert "damaged: 2 studies" in page
+    assert "<code>predictions.csv</code> beside this page" in page
+
+
+def test_page_names_the_file_that_it_is_made_of():
+    metrics, text = evaluated()
+    metrics["about"] = {"predictions": "some/p.csv"}
+    page = report_page(from_csv(text, name=""), metrics, films=lambda study: [])
+    assert "from <code>some/p.csv</code>." in page and "beside this page" not in page
