@@ -66,6 +66,11 @@ def test_file_alone_gives_the_same_numbers(evaluated, tmp_path, capsys):
     assert "no film" in page and "data:image" not in page
 
 
+def test_what_shows_patients_is_for_the_owner_alone(evaluated):
+    assert evaluated.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in evaluated.iterdir()} == {0o600}
+
+
 def test_page_has_the_films(evaluated):
     page = (evaluated / "report.html").read_text()
     studies = json.loads((evaluated / "metrics.json").read_text())["studies"]

@@ -2,7 +2,7 @@
 
 Each split's scores, predictions and page go to `eval/report_<split>/step_<n>/` of the run, those of
 other data than its own to `eval/report_<split>_<digest of the data>/`. The page shows films and
-reports of patients.
+reports of patients, so all of it is its owner's alone.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
         digest = trained_on.data_digest(config)
         folder = workdir / "eval" / place(NAME, name, None if own else digest)
         folder /= f"step_{loaded.step}"
-        writers.write_atomic(folder / "predictions.csv", text)
+        writers.write_atomic(folder / "predictions.csv", text, private=True)
         reports = from_csv(text, name="predictions.csv")
         _tell(reports, metrics, against=against, folder=folder, digest=digest, split=one)
 
@@ -139,6 +139,10 @@ def _tell(
         return [decode_image(film["image"]) for film in example["films"]]
 
     if folder is not None:
-        writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        writers.write_atomic(folder / "report.html", report_page(reports, metrics, films=films))
+        page = report_page(reports, metrics, films=films)
+        for name, text in (
+            ("metrics.json", json.dumps(metrics, indent=1) + "\n"),
+            ("report.html", page),
+        ):
+            writers.write_atomic(folder / name, text, private=True)
         print(f"report: {folder / 'report.html'}")
