@@ -1,6 +1,7 @@
 """Reports of a run, scored as users ask for it: files, the same numbers from the file, a page."""
 
 import csv
+import hashlib
 import json
 
 import pytest
@@ -64,6 +65,25 @@ def test_file_alone_gives_the_same_numbers(evaluated, tmp_path, capsys):
     assert "against" in capsys.readouterr().out
     page = (tmp_path / "report_test" / "report.html").read_text()
     assert "no film" in page and "data:image" not in page
+
+
+def test_scores_of_another_program_are_shown(evaluated, tmp_path, capsys):
+    file = tmp_path / "predictions.csv"
+    file.write_bytes((evaluated / "predictions.csv").read_bytes())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    splits = {"test": {"studies": 3, "scores": {"strange_f1": 0.1239}}}
+    found = {"tool": "radeval <0>", "predictions_sha256": digest, "splits": splits}
+    (tmp_path / "outside_scores.json").write_text(json.dumps(found))
+    evaluate.run_file(file, split=None, against=None, folder=tmp_path)
+    metrics = json.loads((tmp_path / "report_test" / "metrics.json").read_text())
+    assert metrics["outside"] == {"tool": "radeval <0>", **splits["test"]}
+    page = (tmp_path / "report_test" / "report.html").read_text()
+    assert "<td>strange_f1</td><td>0.124</td>" in page and "radeval &lt;0&gt;" in page
+    assert "radeval <0> strange_f1 0.124" in capsys.readouterr().out
+    (tmp_path / "outside_scores.json").write_text("{")
+    evaluate.run_file(file, split=None, against=None, folder=tmp_path)
+    page = (tmp_path / "report_test" / "report.html").read_text()
+    assert "outside_scores.json cannot be read" in page
 
 
 def test_what_shows_patients_is_for_the_owner_alone(evaluated):

@@ -152,6 +152,9 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
     for score in TEXT_SCORES:
         told = "".join(f"{_told(part[score], 'value'):<24}" for part in parts.values())
         yield f"  {score:<28} {told}".rstrip()
+    if outside := metrics.get("outside"):
+        told = ", ".join(f"{name} {value:.3f}" for name, value in outside.get("scores", {}).items())
+        yield f"  by another program: {outside.get('why') or outside['tool']} {told}".rstrip()
     truths = {"the reports": metrics["findings"], "the films' labels": metrics["labels"]}
     for truth, policies in truths.items():
         if policies is not None:

@@ -26,6 +26,7 @@ from xmae_jax.evaluators.report_page import report_page
 from xmae_jax.rundir import TOKENIZER
 from xmae_jax.scores.report_summary import compare, summarise
 from xmae_jax.scores.reports import Reports, Written, from_csv
+from xmae_jax.scores.text import outside
 from xmae_jax.tasks import trained_on
 from xmae_jax.tasks.held_out import Model, newest, open_held_out, place, read_text, splits_of
 from xmae_jax.tasks.model import LoadedRun
@@ -74,6 +75,7 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
         folder = workdir / "eval" / place(NAME, name, None if own else digest)
         folder /= f"step_{loaded.step}"
         writers.write_atomic(folder / "predictions.csv", text, private=True)
+        metrics["outside"] = outside.read(folder / "predictions.csv", split=name)
         reports = from_csv(text, name="predictions.csv")
         _tell(reports, metrics, against=against, folder=folder, digest=digest, split=one)
 
@@ -108,6 +110,7 @@ def run_file(file: Path, *, split: str | None, against: Path | None, folder: Pat
     for name in there if split is None else [split]:
         metrics = summarise(reports, name, meteor=True)
         metrics["about"] = {"predictions": str(file)}
+        metrics["outside"] = outside.read(file, split=name)
         own = folder and folder / place(NAME, name, None)
         _tell(reports, metrics, against=against, folder=own, digest=None, split=None)
 
