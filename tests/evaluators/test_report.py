@@ -46,7 +46,9 @@ def evaluator(texts=TEXTS, *, training=(NORMAL, "Another text.")) -> Reporting:
     studies = [study(i, reference) for i, (_, reference) in enumerate(texts)]
     letters = Tokenizer("", 0, None)
     object.__setattr__(letters, "decode", Letters().decode)
-    return Reporting(letters, {"test": [studies]}, training, ("findings",), "drop_word", meteor=False)
+    return Reporting(
+        letters, {"test": [studies]}, training, ("findings",), "drop_word", meteor=False
+    )
 
 
 def evaluated(texts=TEXTS, **more) -> tuple[dict, str]:

@@ -30,3 +30,11 @@ def test_what_was_not_made_alike_is_not_scored_as_one():
             scoring_of(Reports((one, other)), meteor=False)
         with pytest.raises(PredictionsError, match="different sections, normalisation or marks"):
             compare(Reports((one,)), Reports((other,)), "test", meteor=False)
+
+
+def test_texts_are_cut_as_others_cut_them_there():
+    mimic = written(0, "a", source="MIMIC-CXR-JPG")
+    cuts = [
+        scoring_of(Reports(of), meteor=False).cut for of in ((mimic,), (mimic, written(1, "b")))
+    ]
+    assert cuts == [99, 59]

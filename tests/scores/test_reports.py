@@ -8,7 +8,7 @@ import pytest
 
 from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.predictions import PredictionsError
-from xmae_jax.scores.reports import COLUMNS, Reports, Written, from_csv, is_header, to_csv
+from xmae_jax.scores.reports import COLUMNS, Written, from_csv, is_header, to_csv
 
 UNKNOWN = tuple([np.nan] * len(NAMES))
 NASTY = [
@@ -58,15 +58,6 @@ def test_comes_back():
     assert to_csv(found.studies) == text
     assert found.patients().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert is_header(text.splitlines()[0]) and not is_header("split,id,logit:Edema")
-
-
-def test_texts_of_training():
-    some = [
-        written(0, "a", "b", generated_known=True, reference_known=False),
-        written(1, "c", "d", generated_known=False, reference_known=True),
-    ]
-    assert Reports(tuple(some)).known() == ["a", "d"]
-    assert Reports((*some, written(2, "e"))).known() is None
 
 
 def broken(column: str, value: str) -> str:

@@ -22,8 +22,10 @@ from xmae_jax.scores.text.copies import originality
 from xmae_jax.scores.text.corpus import TextScoring, corpus_scores, score
 from xmae_jax.scores.text.corpus import compare as compare_texts
 
-CUT = 59
-"""Tokens that R2Gen (arXiv 2010.16056) keeps of Indiana's reports: 60 with its start mark."""
+CUT, CUT_MIMIC = 59, 99
+"""Tokens that R2Gen (arXiv 2010.16056) keeps of reports of Indiana, and of MIMIC: 60 and 100 with
+its start mark."""
+_MIMIC = "MIMIC-CXR-JPG"  # as its adapter calls it
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -46,7 +48,7 @@ def scoring_of(reports: Reports, *, meteor: bool) -> TextScoring:
         sections=tuple(sections.split(" ")),
         normalisation=normalisation,
         marks=marks,
-        cut=CUT,
+        cut=CUT_MIMIC if {one.source for one in reports.studies} == {_MIMIC} else CUT,
         meteor=meteor,
     )
 
@@ -96,7 +98,11 @@ def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
         "labels": by_label,
         "sides": side_agreement(generated, references, patients=patients),
         "originality": originality(
-            generated, references, training=scored.known(), tokeniser=scoring.tokeniser
+            {
+                "generated": [(one.generated, one.generated_known) for one in scored.studies],
+                "references": [(one.reference, one.reference_known) for one in scored.studies],
+            },
+            tokeniser=scoring.tokeniser,
         ),
         "tokens": _lengths([one.tokens for one in scored.studies]),
     }

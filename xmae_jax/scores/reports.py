@@ -2,9 +2,9 @@
 
 Columns: split, source_index, index (the study's place in its data), id, patient, study, source,
 then the sections that are scored, the form that they were brought into and what became of marks
-of de-identification there (both by the names of data/text.py), what was generated, its reference, how many tokens were
-generated, and whether texts alike stand in the training data (1, 0, empty where those are not
-known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
+of de-identification there (both by the names of data/text.py), what was generated, its reference,
+how many tokens were generated, and whether texts alike stand in the training data (1, 0, empty
+where those are not known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
 1 present, 0 absent, u uncertain, empty unknown.
 """
 
@@ -79,13 +79,6 @@ class Reports:
     def patients(self) -> Int64[np.ndarray, " n"]:
         """Number the patients; a study without one is a patient of its own."""
         return numbered((s.patient, "" if s.patient else s.id) for s in self.studies)
-
-    def known(self) -> list[str] | None:
-        """Return texts that training has, of those that stand here; None if it is not known."""
-        if any(s.generated_known is None for s in self.studies):
-            return None
-        texts = [s.generated for s in self.studies if s.generated_known]
-        return texts + [s.reference for s in self.studies if s.reference_known]
 
 
 def is_header(line: str) -> bool:
