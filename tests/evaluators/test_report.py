@@ -59,7 +59,9 @@ def evaluator(texts=TEXTS, *, training=(NORMAL, "Another text.")) -> Reporting:
     studies = [study(i, reference) for i, (_, reference) in enumerate(texts)]
     letters = Tokenizer("", 0, None)
     object.__setattr__(letters, "decode", Letters().decode)
-    return Reporting(letters, {"test": [studies]}, training, ("findings",), meteor=False)
+    return Reporting(
+        letters, {"test": [studies]}, training, ("findings",), "drop_word", meteor=False
+    )
 
 
 def evaluated(texts=TEXTS, **more) -> tuple[dict, str]:
@@ -91,7 +93,9 @@ def test_known_numbers():
     assert (own["copied"], own["distinct"], own["empty"]) == (2, 4, 1)
     assert metrics["originality"]["references"]["copied"] == 1
     assert 0 < metrics["text"]["full"]["bleu4"]["value"] < 1
-    assert metrics["text"]["cut"]["bleu4"]["signature"].endswith("sections:findings|cut:59")
+    assert metrics["text"]["cut"]["bleu4"]["signature"].endswith(
+        "sections:findings|norm:report-1|marks:drop_word|cut:59"
+    )
     assert metrics["tokens"]["median"] == 29
 
 
@@ -169,7 +173,6 @@ def page() -> str:
         "run": "runs/<x>",
         "step": 3,
         "leaks": {},
-        "marks": "drop_word",
         "unreadable": 2,
     }
     film = np.full((600, 400), 128, np.uint8)
@@ -196,5 +199,13 @@ def test_page_shows_best_and_worst(page):
     assert 'alt="film 2 of study' in best and "no film" in best
     assert "1. F1 1.000, ROUGE-L 1.000" in best and "1. F1 0.000, ROUGE-L 0.000" in worst
     assert '<span class="chip missed">Cardiomegaly</span>' in worst
-    assert "Pleural Effusion (right, not left)" in page
+    assert "Pleural Effusion (right, not left)" in page and "<dd>drop word</dd>" in page
     assert "damaged: 2 studies" in page
+    assert "<code>predictions.csv</code> beside this page" in page
+
+
+def test_page_names_the_file_that_it_is_made_of():
+    metrics, text = evaluated()
+    metrics["about"] = {"predictions": "some/p.csv"}
+    page = report_page(from_csv(text, name=""), metrics, films=lambda study: [])
+    assert "from <code>some/p.csv</code>." in page and "beside this page" not in page

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from xmae_jax import writers
-from xmae_jax.data.text import Tokenizer
+from xmae_jax.data.text import NORMALISATION, Marks, Tokenizer
 from xmae_jax.scores.agreement import POLICIES
 from xmae_jax.scores.report_summary import scoring_of, summarise
 from xmae_jax.scores.reports import Reports, Written, from_csv, to_csv
@@ -50,6 +50,8 @@ class Reporting:
     """The texts of training; None where they are not known."""
     sections: tuple[str, ...]
     """Which sections of reports the references hold."""
+    marks: Marks
+    """What became of marks of de-identification there."""
     meteor: bool
     """Whether Java is started for METEOR."""
 
@@ -92,6 +94,8 @@ class Reporting:
             study=study.study,
             source=study.source,
             sections=" ".join(self.sections),
+            normalisation=NORMALISATION,
+            marks=self.marks,
             generated=text,
             reference=study.reference,
             tokens=int(np.count_nonzero(row["written"])),
@@ -148,6 +152,9 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
     for score in TEXT_SCORES:
         told = "".join(f"{_told(part[score], 'value'):<24}" for part in parts.values())
         yield f"  {score:<28} {told}".rstrip()
+    if outside := metrics.get("outside"):
+        told = ", ".join(f"{name} {value:.3f}" for name, value in outside.get("scores", {}).items())
+        yield f"  by another program: {outside.get('why') or outside['tool']} {told}".rstrip()
     truths = {"the reports": metrics["findings"], "the films' labels": metrics["labels"]}
     for truth, policies in truths.items():
         if policies is not None:

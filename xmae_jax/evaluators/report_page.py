@@ -124,9 +124,9 @@ def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Split", metrics["split"]
     yield "Scored", f"{metrics['patients']:,} patients, {metrics['studies']:,} studies"
     if "text" in metrics:
-        yield "Sections", " and ".join(metrics["text"]["scoring"]["sections"])
-    if "marks" in about:
-        yield "Marks of de-identification in reports", about["marks"].replace("_", " ")
+        scoring = metrics["text"]["scoring"]
+        yield "Sections", " and ".join(scoring["sections"])
+        yield "Marks of de-identification in reports", scoring["marks"].replace("_", " ")
     if "leaks" in about:
         yield "Films in training too", leaks(about)
 

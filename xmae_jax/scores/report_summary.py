@@ -17,13 +17,15 @@ from xmae_jax.scores.agreement import (
     side_agreement,
 )
 from xmae_jax.scores.predictions import PredictionsError
-from xmae_jax.scores.reports import Reports
+from xmae_jax.scores.reports import Reports, Written
 from xmae_jax.scores.text.copies import originality
 from xmae_jax.scores.text.corpus import TextScoring, corpus_scores, score
 from xmae_jax.scores.text.corpus import compare as compare_texts
 
-CUT = 59
-"""Tokens that R2Gen (arXiv 2010.16056) keeps of Indiana's reports: 60 with its start mark."""
+CUT, CUT_MIMIC = 59, 99
+"""Tokens that R2Gen (arXiv 2010.16056) keeps of reports of Indiana, and of MIMIC: 60 and 100 with
+its start mark."""
+_MIMIC = "MIMIC-CXR-JPG"  # as its adapter calls it
 NOT_READ = "the rules that read findings are for English"
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
@@ -31,15 +33,23 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 def scoring_of(reports: Reports, *, meteor: bool) -> TextScoring:
     """Choose how texts are scored: as R2Gen has it, or by characters if they are Chinese.
 
-    meteor: whether Java is started for METEOR, where it is there.
+    meteor: whether Java is started for METEOR, where it is there. Raises PredictionsError where
+    studies are of different sections, or were not brought into one form.
     """
+    said = {(one.sections, one.normalisation, one.marks) for one in reports.studies}
+    if len(said) > 1:
+        raise PredictionsError(
+            "studies of different sections, normalisation or marks cannot be scored as one set"
+        )
+    ((sections, normalisation, marks),) = said
     text = "".join(one.reference for one in reports.studies)
     chinese = 5 * len(_CHINESE.findall(text)) > len(text)
-    sections = dict.fromkeys(one.sections for one in reports.studies)
     return TextScoring(
         tokeniser="characters" if chinese else "r2gen",
-        sections=tuple(" or ".join(sections).split(" ")),
-        cut=CUT,
+        sections=tuple(sections.split(" ")),
+        normalisation=normalisation,
+        marks=marks,
+        cut=CUT_MIMIC if {one.source for one in reports.studies} == {_MIMIC} else CUT,
         meteor=meteor,
     )
 
@@ -75,7 +85,11 @@ def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
         ),
         **_findings(scored, generated, references, english=_english(scoring)),
         "originality": originality(
-            generated, references, training=scored.known(), tokeniser=scoring.tokeniser
+            {
+                "generated": [(one.generated, one.generated_known) for one in scored.studies],
+                "references": [(one.reference, one.reference_known) for one in scored.studies],
+            },
+            tokeniser=scoring.tokeniser,
         ),
         "tokens": _lengths([one.tokens for one in scored.studies]),
     }
@@ -133,22 +147,28 @@ def each_study(reports: Reports) -> dict[str, np.ndarray]:
     return {**scored.each(), "findings_f1": np.where(either > 0, f1, 1.0)}
 
 
+def _by_id(reports: Reports) -> dict[tuple[str, str], Written]:
+    found: dict[tuple[str, str], Written] = {}
+    for one in reports.studies:
+        if found.setdefault((one.source, one.id), one) is not one:
+            raise PredictionsError(f"study {one.id} stands there twice")
+    return found
+
+
 def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
     """Return differences, first minus second, over the studies of a split that both have.
 
-    Raises PredictionsError where there is none, or a study has another reference in each.
+    Raises PredictionsError where there is none, an id stands for several studies, or a study has
+    another reference in each.
     """
-    there = {one.id: one for one in second.of_split(split).studies}
-    pairs = [
-        (one, there[one.id])
-        for one in first.of_split(split).studies
-        if one.id in there and one.reference
-    ]
+    here, there = (_by_id(some.of_split(split)) for some in (first, second))
+    pairs = [(one, there[key]) for key, one in here.items() if key in there and one.reference]
     if not pairs:
         raise PredictionsError(f"no study of split {split!r} with a report stands in both files")
     if count := sum(one.reference != other.reference for one, other in pairs):
         raise PredictionsError(f"{count:,} studies have another reference in each of the two files")
     both = [Reports(one) for one in zip(*pairs, strict=True)]
+    scoring = scoring_of(Reports(both[0].studies + both[1].studies), meteor=meteor)
     names = [str(i) for i in range(len(pairs))]
     texts = [[one.generated for one in of.studies] for of in both]
     references, patients = [one.reference for one, _ in pairs], both[0].patients()

@@ -2,7 +2,7 @@
 
 Each split's scores, predictions and page go to `eval/report_<split>/step_<n>/` of the run, those of
 other data than its own to `eval/report_<split>_<digest of the data>/`. The page shows films and
-reports of patients.
+reports of patients, so all of it is its owner's alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from xmae_jax.evaluators.report_page import report_page
 from xmae_jax.rundir import TOKENIZER
 from xmae_jax.scores.report_summary import compare, summarise
 from xmae_jax.scores.reports import Reports, Written, from_csv
+from xmae_jax.scores.text import outside
 from xmae_jax.tasks import trained_on
 from xmae_jax.tasks.held_out import Model, newest, open_held_out, place, read_text, splits_of
 from xmae_jax.tasks.model import LoadedRun
@@ -54,6 +55,7 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             {name: studies_of(config, one)},
             training,
             config.data.text.sections,
+            config.data.text.marks,
             meteor=True,
         )
         rows = list(model.rows(one, "written"))
@@ -63,7 +65,6 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             "own_data": own,
             "run": str(workdir),
             "step": loaded.step,
-            "marks": config.data.text.marks,
             "of_training": trained_on.of_training(loaded, config, name),
             "leaks": checked.leaks,
             "leaks_compared": checked.compared,
@@ -73,7 +74,8 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
         digest = trained_on.data_digest(config)
         folder = workdir / "eval" / place(NAME, name, None if own else digest)
         folder /= f"step_{loaded.step}"
-        writers.write_atomic(folder / "predictions.csv", text)
+        writers.write_atomic(folder / "predictions.csv", text, private=True)
+        metrics["outside"] = outside.read(folder / "predictions.csv", split=name)
         reports = from_csv(text, name="predictions.csv")
         _tell(reports, metrics, against=against, folder=folder, digest=digest, split=one)
 
@@ -108,6 +110,7 @@ def run_file(file: Path, *, split: str | None, against: Path | None, folder: Pat
     for name in there if split is None else [split]:
         metrics = summarise(reports, name, meteor=True)
         metrics["about"] = {"predictions": str(file)}
+        metrics["outside"] = outside.read(file, split=name)
         own = folder and folder / place(NAME, name, None)
         _tell(reports, metrics, against=against, folder=own, digest=None, split=None)
 
@@ -139,6 +142,10 @@ def _tell(
         return [decode_image(film["image"]) for film in example["films"]]
 
     if folder is not None:
-        writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        writers.write_atomic(folder / "report.html", report_page(reports, metrics, films=films))
+        page = report_page(reports, metrics, films=films)
+        for name, text in (
+            ("metrics.json", json.dumps(metrics, indent=1) + "\n"),
+            ("report.html", page),
+        ):
+            writers.write_atomic(folder / name, text, private=True)
         print(f"report: {folder / 'report.html'}")
