@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xmae_jax import hosts
+from xmae_jax import hosts, init_from
 from xmae_jax.checkpoint import step_directories
-from xmae_jax.config import Config, ConfigError
+from xmae_jax.config import Config, ConfigError, objective_of
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import Report
 from xmae_jax.data.text import Tokenizer, language_of, normalise
 from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.models.convert_t5 import read_t5
 from xmae_jax.models.weight_files import is_weights
+from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.rundir import TOKENIZER, RunDirectoryError, read_run
 from xmae_jax.tasks.split import Split
 from xmae_jax.writers import write_atomic
@@ -140,11 +141,24 @@ def _load(path: Path) -> Tokenizer:
 
 
 def _of_decoder(config: Config) -> Path | None:
-    """Find the tokenizer of the decoder that a run starts from, if it is known."""
-    for start in (config.objective["decoder_from"], config.init_from):
-        for name in (TOKENIZER, PUBLIC):
-            if start is not None and (path := Path(start) / name).is_file():
-                return path
+    """Find the tokenizer by which the decoder that a run starts from has its words.
+
+    None where the decoder starts anew; ConfigError where it does not and nothing says what its
+    words are.
+    """
+    start, key = config.objective["decoder_from"], "objective.decoder_from"
+    if start is None:
+        start, key = config.init_from, "init_from"
+        if start is None or not init_from.has_head(start, objective_of(config, OBJECTIVES)):
+            return None
+    folder = Path(start).parent if Path(start).is_file() else Path(start)
+    for name in (TOKENIZER, PUBLIC):
+        if (path := folder / name).is_file():
+            return path
+    assert config.data.text is not None
+    if config.data.text.tokenizer is None:
+        raise ConfigError(f"config.{key}: {folder} has neither {TOKENIZER} nor {PUBLIC}; name that"
+                          " of its decoder by config.data.text.tokenizer")  # fmt: skip
     return None
 
 
