@@ -56,9 +56,11 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             config.data.text.sections,
             meteor=True,
         )
-        rows = list(model.rows(one, "written"))
+        rows = list(model.rows(one, "written", "has_image"))
         metrics, text = evaluator.evaluate({name: rows.__iter__})
-        metrics["about"] = {
+        if metrics["about"]["without_film"] == len(rows):
+            raise ConfigError(f"--split={name}: no study there has a film")
+        metrics["about"] |= {
             "data": list(config.data.paths),
             "own_data": own,
             "run": str(workdir),
