@@ -11,6 +11,11 @@ from xmae_jax.scores.reports import from_csv, to_csv
 from xmae_jax.tasks import evaluate, evaluate_reports
 from xmae_jax.tasks.model import load_run
 
+SMALL = {
+    f"objective__head__decoder__{name}": size
+    for name, size in dict(width=32, depth=1, heads=2).items()
+}
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_java():
@@ -28,13 +33,33 @@ def _no_java():
 def evaluated(shards, tmp_path_factory):
     """Make the run directory of a tiny model, and evaluate it on test studies."""
     workdir = tmp_path_factory.mktemp("reports") / "run"
-    small = dict(width=32, depth=1, heads=2)
-    sizes = {f"objective__head__decoder__{name}": size for name, size in small.items()}
     make_run(
-        workdir, "finetune_report", data=shards, step=2, objective__generate__max_new=8, **sizes
+        workdir, "finetune_report", data=shards, step=2, objective__generate__max_new=8, **SMALL
     )
     evaluate.run(load_run(workdir).config, workdir, split="test", against=None)
     return workdir / "eval" / "report_test" / "step_2"
+
+
+@pytest.fixture(scope="module")
+def texts_alone(shards, tmp_path_factory):
+    """Make the run directory of a tiny model that sees no film."""
+    workdir = tmp_path_factory.mktemp("texts") / "run"
+    make_run(workdir, "finetune_report", data=shards, step=2, data__text__views=0, **SMALL)
+    return workdir
+
+
+def test_a_run_without_films_foretells_and_writes_nothing(texts_alone, shards):
+    config = load_run(texts_alone).config
+    evaluate.run(config, texts_alone, split=None, against=None)
+    for name in ("val", "test"):
+        folder = texts_alone / "eval" / f"perplexity_{name}" / "step_2"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        studies = metrics["splits"][name]["studies"]
+        assert metrics["splits"][name]["perplexity"] > 1 and metrics["about"]["leaks"] == {}
+        assert len((folder / "predictions.csv").read_text().splitlines()) == studies + 1
+    assert not [*texts_alone.glob("eval/report*")]
+    with pytest.raises(ConfigError, match="--against=.* is not compared"):
+        evaluate.run(config, texts_alone, split="test", against=texts_alone)
 
 
 def test_files(evaluated, shards):

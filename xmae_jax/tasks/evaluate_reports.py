@@ -61,15 +61,8 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
         if metrics["about"]["without_film"] == len(rows):
             raise ConfigError(f"--split={name}: no study there has a film")
         metrics["about"] |= {
-            "data": list(config.data.paths),
-            "own_data": own,
-            "run": str(workdir),
-            "step": loaded.step,
+            **trained_on.about(loaded, config, name, checked),
             "marks": config.data.text.marks,
-            "of_training": trained_on.of_training(loaded, config, name),
-            "leaks": checked.leaks,
-            "leaks_compared": checked.compared,
-            "leaks_not_compared": checked.gone,
             "unreadable": len(one.films) - len(rows),
         }
         digest = trained_on.data_digest(config)

@@ -117,6 +117,20 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
     return Checked(found, [one.name for one in seen.values()], gone, np.array(positive))
 
 
+def about(loaded: LoadedRun, config: Config, split: str, checked: Checked) -> dict[str, Any]:
+    """Tell, beside the scores of a split, of what they are the scores."""
+    return {
+        "data": list(config.data.paths),
+        "own_data": is_own(loaded, config),
+        "run": str(loaded.workdir),
+        "step": loaded.step,
+        "of_training": of_training(loaded, config, split),
+        "leaks": checked.leaks,
+        "leaks_compared": checked.compared,
+        "leaks_not_compared": checked.gone,
+    }
+
+
 def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str], Index]:
     """Read what a run was trained on, by manifest and split."""
     paths = (data["path"],) if isinstance(data["path"], str) else data["path"]
