@@ -1,6 +1,7 @@
 """Reports of a run, scored as users ask for it: files, the same numbers from the file, a page."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -60,6 +61,16 @@ def test_a_run_without_films_foretells_and_writes_nothing(texts_alone, shards):
     assert not [*texts_alone.glob("eval/report*")]
     with pytest.raises(ConfigError, match="--against=.* is not compared"):
         evaluate.run(config, texts_alone, split="test", against=texts_alone)
+
+
+def test_reports_are_read_as_in_training(evaluated):
+    """Else the scores would be of other references, under the same name."""
+    config = load_run(evaluated.parents[2]).config
+    for change in ({"marks": "keep"}, {"tokenizer": "other.model"}):
+        text = dataclasses.replace(config.data.text, **change)
+        other = dataclasses.replace(config, data=dataclasses.replace(config.data, text=text))
+        with pytest.raises(ConfigError, match=f"config.data.text.{[*change][0]}: "):
+            evaluate.run(other, evaluated.parents[2], split="test", against=None)
 
 
 def test_files(evaluated, shards):
