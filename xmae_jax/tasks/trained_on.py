@@ -14,6 +14,7 @@ from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.index import Index, read_index
 from xmae_jax.data.manifest import MANIFEST, DataError, file_digest
+from xmae_jax.models.weight_files import PICKLED, SAFE, is_weights
 from xmae_jax.rundir import read_run
 from xmae_jax.seal import json_digest
 from xmae_jax.tasks.model import LoadedRun
@@ -101,6 +102,8 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
     gone = []
     for workdir, tree in _before(loaded):
         try:
+            if tree is None:
+                raise DataError(f"there is no run in {workdir} any more")
             seen = _learnt(workdir, tree["data"]) | seen
         except DataError as error:
             print(f"note: leaks are not looked for in what {workdir} was trained on: {error}")
@@ -143,16 +146,23 @@ def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str],
     }
 
 
-def _before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs of findings or reports that a run was begun from, with their configs."""
+def _before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Yield the runs of findings or reports that a run was begun from, with their configs.
+
+    None stands for that of a run that is gone, or lies elsewhere now. Weights files are no runs.
+    """
     passed = {loaded.workdir.absolute()}
     starts = _starts(loaded.config.init_from, loaded.config.objective)
     while starts:
         key, start = starts.pop(0)
         workdir = Path(start).absolute()
-        if workdir in passed or not (workdir.is_dir() and step_directories(workdir)):
+        if workdir in passed or workdir.suffix in (*SAFE, *PICKLED):
             continue
         passed.add(workdir)
+        if not step_directories(workdir):
+            if not is_weights(workdir):
+                yield workdir, None
+            continue
         try:
             tree = json.loads((workdir / "config.json").read_text())
         except (OSError, ValueError) as error:
