@@ -11,6 +11,7 @@ from xmae_jax.config import ConfigError
 from xmae_jax.scores.reports import from_csv, to_csv
 from xmae_jax.tasks import evaluate, evaluate_reports
 from xmae_jax.tasks.model import load_run
+from xmae_jax.tasks.split import open_split
 
 SMALL = {
     f"objective__head__decoder__{name}": size
@@ -71,6 +72,22 @@ def test_reports_are_read_as_in_training(evaluated):
         other = dataclasses.replace(config, data=dataclasses.replace(config.data, text=text))
         with pytest.raises(ConfigError, match=f"config.data.text.{[*change][0]}: "):
             evaluate.run(other, evaluated.parents[2], split="test", against=None)
+
+
+def test_copies_are_looked_for_in_what_was_trained_on(texts_alone, tmp_path):
+    """In the studies that were used, and in those of the run that the decoder comes from."""
+    loaded = load_run(texts_alone)
+    half = dataclasses.replace(loaded.config.data, label_fraction=0.5)
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=half))
+    used = open_split(loaded.config, "train", findings=())
+    count = len(used.films)
+    assert count < len(used.records[0])
+    assert len(evaluate_reports._training_texts(loaded, loaded.config) or ()) == count
+    objective = {**loaded.config.objective, "decoder_from": str(texts_alone)}
+    config = dataclasses.replace(loaded.config, objective=objective)
+    begun = dataclasses.replace(loaded, config=config, workdir=tmp_path)
+    texts = evaluate_reports._training_texts(begun, config) or []
+    assert len(texts) == count + len(used.records[0]) and all(texts)
 
 
 def test_files(evaluated, shards):

@@ -9,6 +9,8 @@ import pytest
 from data_prep import tokenizer as made_by_hand
 from tests.test_configs import resolved
 from xmae_jax.config import ConfigError
+from xmae_jax.data.manifest import DataError
+from xmae_jax.data.studies import Studies
 from xmae_jax.rundir import TOKENIZER, Run, RunDirectoryError
 from xmae_jax.tasks.split import open_split
 from xmae_jax.tasks.text import run_tokenizer, tokenizer_of
@@ -55,6 +57,21 @@ def test_without_one_it_is_made_of_the_training_split(config, training, shards, 
     argv += ["--marks", config.data.text.marks, "--vocab", str(found.vocab)]
     assert made_by_hand.main(argv) == 0
     assert (tmp_path / "hand.model").read_bytes() == (tmp_path / "one" / TOKENIZER).read_bytes()
+
+
+def test_damaged_records_are_left_out_if_so_wished(config, training, tmp_path, monkeypatch):
+    own = Studies.report
+
+    def report(self, index):
+        if index == 0:
+            raise DataError("record 0 is damaged")
+        return own(self, index)
+
+    monkeypatch.setattr(Studies, "report", report)
+    with pytest.raises(DataError, match="record 0"):
+        tokenizer_of(config, tmp_path, training)
+    data = dataclasses.replace(config.data, bad_records="skip")
+    assert tokenizer_of(dataclasses.replace(config, data=data), tmp_path, training) is not None
 
 
 def test_a_run_keeps_a_copy_and_goes_on_without_the_file(config, training, files, tmp_path):

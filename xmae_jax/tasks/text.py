@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,13 @@ from xmae_jax import hosts, init_from
 from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, objective_of
 from xmae_jax.data.manifest import DataError
-from xmae_jax.data.records import Report
 from xmae_jax.data.text import Tokenizer, language_of, normalise
 from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.models.convert_t5 import read_t5
 from xmae_jax.models.weight_files import is_weights
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.rundir import TOKENIZER, RunDirectoryError, read_run
+from xmae_jax.tasks.reports import reports_of
 from xmae_jax.tasks.split import Split
 from xmae_jax.writers import write_atomic
 
@@ -167,7 +166,7 @@ def _train(config: Config, copy: Path, training: Split) -> None:
     assert config.data.text is not None
     texts = [
         text
-        for report in _reports(training)
+        for report in reports_of(training, skip=config.data.bad_records == "skip")
         for section in report.values()
         if (text := normalise(str(section), config.data.text.marks))
     ]
@@ -182,9 +181,3 @@ def _train(config: Config, copy: Path, training: Split) -> None:
     write_atomic(copy, model)
     print(f"tokenizer: {Tokenizer.load(copy).vocab:,} pieces, made of {len(texts):,} texts of"
           " the training split")  # fmt: skip
-
-
-def _reports(training: Split) -> Iterator[Report]:
-    for source, rows in zip(training.records, training.once, strict=True):
-        for index in rows:
-            yield source[int(index)]["report"]

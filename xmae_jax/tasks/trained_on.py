@@ -100,7 +100,7 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
         print(f"note: the run's training data cannot be read, so leaks are not looked for: {error}")
         return Checked(None, [], [str(loaded.workdir)], None)
     gone = []
-    for workdir, tree in _before(loaded):
+    for workdir, tree in before(loaded):
         try:
             if tree is None:
                 raise DataError(f"there is no run in {workdir} any more")
@@ -146,7 +146,7 @@ def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str],
     }
 
 
-def _before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+def before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any] | None]]:
     """Yield the runs of findings or reports that a run was begun from, with their configs.
 
     None stands for that of a run that is gone, or lies elsewhere now. Weights files are no runs.
