@@ -13,7 +13,7 @@ from xmae_jax.data.manifest import DataError
 from xmae_jax.data.studies import Studies
 from xmae_jax.rundir import TOKENIZER, Run, RunDirectoryError
 from xmae_jax.tasks.split import open_split
-from xmae_jax.tasks.text import run_tokenizer, tokenizer_of
+from xmae_jax.tasks.text import run_tokenizer, tokenizer_of, with_decoder
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,21 @@ def report_run(folder, config, tokenizer):
     (folder / "config.json").write_text(json.dumps({"objective": config.objective}))
     shutil.copy(tokenizer, folder / TOKENIZER)
     return str(folder)
+
+
+def test_a_run_keeps_the_sizes_of_a_decoder_that_is_gone(config, files, tmp_path):
+    head = config.objective["head"]
+    there = changed(config, head={**head, "decoder": {**head["decoder"], "depth": 5}})
+    start = report_run(tmp_path / "start", there, files / "a.model")
+    run, named = tmp_path / "run", changed(config, decoder_from=start)
+    begun = with_decoder(named, run)
+    assert begun.objective["head"]["decoder"]["depth"] == 5
+    report_run(run, begun, files / "a.model")
+    shutil.rmtree(start)
+    assert with_decoder(named, run) == begun
+    assert with_decoder(named, tmp_path / "new") == with_decoder(named, None) == named
+    other = changed(config, decoder_from=str(tmp_path / "other"))
+    assert with_decoder(other, run) == other
 
 
 def test_a_head_brings_its_tokenizer_unless_it_starts_anew(config, training, files, tmp_path):

@@ -25,13 +25,17 @@ PUBLIC = "spiece.model"
 """Its name beside public T5 weights."""
 
 
-def with_decoder(config: Config) -> Config:
-    """Take the decoder's settings from what `decoder_from` names, as long as that is there."""
+def with_decoder(config: Config, workdir: Path | None) -> Config:
+    """Take the decoder's settings from what `decoder_from` names.
+
+    A run in `workdir` that began with it keeps them, whether or not it is still there.
+    """
     start = config.objective.get("decoder_from")
     if start is None:
         return config
     try:
-        decoder = _decoder_of(Path(start))
+        begun = None if workdir is None else _begun_with(workdir, start)
+        decoder = begun or _decoder_of(Path(start))
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.objective.decoder_from: {error}") from None
     if decoder is None:
@@ -46,6 +50,15 @@ def with_decoder(config: Config) -> Config:
         print(f"the decoder is that of {start}, not of the config: {sizes}")
     objective = {**config.objective, "head": {**head, "decoder": decoder}}
     return dataclasses.replace(config, objective=objective)
+
+
+def _begun_with(workdir: Path, start: str) -> dict[str, Any] | None:
+    """Read the settings of a run's decoder if it came from `start`; else None."""
+    try:
+        objective = json.loads((workdir / "config.json").read_text())["objective"]
+        return objective["head"]["decoder"] if objective["decoder_from"] == start else None
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong there is told later
+        return None
 
 
 def _decoder_of(start: Path) -> dict[str, Any] | None:
