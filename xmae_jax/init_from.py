@@ -63,12 +63,9 @@ def load_decoder(
         )
         return loaded, [f"decoder from {path}: {told}"]
     foreign = convert_t5.read_t5(Path(path))
-    arrays, told = convert_t5.fit_t5(foreign, config)
-    return _placed(arrays, params, shardings), [
-        f"decoder from {foreign.path}",
-        *foreign.notes,
-        *told,
-    ]
+    convert_t5.check_t5(foreign, config)
+    lines = [f"decoder from {foreign.path}", *foreign.notes]
+    return _placed(foreign.params, params, shardings), lines
 
 
 def _placed(arrays: dict[str, np.ndarray], params: Params, shardings: Params) -> Params:
@@ -120,6 +117,11 @@ def load(
     loaded = _placed(arrays, {part: params[part] for part in parts}, shardings)
     lines = [f"parameters from {foreign.path} ({foreign.table}): {told}"]
     return loaded, lines + foreign.notes + reshaped
+
+
+def has_head(run: str, objective: Any) -> bool:
+    """Say whether the head of an objective begins with that of what `init_from` names."""
+    return bool(checkpoint.step_directories(run)) and _same_head(_of_run(run), objective)
 
 
 def _of_run(run: str) -> dict[str, Any]:
