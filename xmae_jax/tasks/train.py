@@ -47,7 +47,7 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
         raise ConfigError(NO_DATA)
     config = of_run(config)
     if "head" in config.objective:
-        config = with_decoder(probe.with_encoder(config))
+        config = with_decoder(probe.with_encoder(config), workdir)
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")
@@ -273,7 +273,10 @@ def leaks_of(config: Config, *more: str) -> dict[str, int]:
 def refuse_leaks(
     train: Sequence[Index], held_out: Sequence[Index], *, allow: bool
 ) -> dict[str, int]:
-    """Count what stands on both sides, by kind; Leaked unless that is allowed."""
+    """Count what stands on both sides, by kind; Leaked unless that is allowed.
+
+    Reports that are the same word for word are counted and told, never refused.
+    """
     problems = [told] if (told := leaks.other_keys([*train, *held_out])) else []
     counts = {"other_keys": 1} if problems else {}
     found = leaks.find_leaks(train, held_out)
@@ -286,6 +289,9 @@ def refuse_leaks(
         raise leaks.Leaked("\n".join(problems))
     if problems:
         print("\n".join(problems))
+    if same := leaks.same_reports(train, held_out):
+        print(f"note: {leaks.describe_same(same)}")
+        counts["same report"] = same
     return counts
 
 
