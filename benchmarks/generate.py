@@ -33,7 +33,7 @@ from xmae_jax.digest import nested
 from xmae_jax.models.convert_t5 import read_t5
 from xmae_jax.models.generate import GenerateConfig, generate
 from xmae_jax.models.layers import Compute
-from xmae_jax.models.t5 import T5Config, T5Decoder
+from xmae_jax.models.t5 import PAD, T5Config, T5Decoder
 
 FULL = T5Config(
     vocab=32128, width=512, depth=6, heads=8, head_width=64, hidden=1024, gated=True, tied=False
@@ -77,7 +77,7 @@ def theirs(
             num_heads=c.heads,
             feed_forward_proj="gated-gelu",
             tie_word_embeddings=False,
-            decoder_start_token_id=config.start,
+            decoder_start_token_id=PAD,
         )
     ).eval()
     model.save_pretrained(folder)

@@ -185,6 +185,7 @@ def _number(file: WeightFile, key: str, usual: float) -> float:
 def _outer(arrays: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
     """Return the parameters that are in no block."""
     params = {"embedding": arrays["shared.weight"], "relative_bias": arrays[_RELATIVE]}
+    sized: dict[str, tuple[str, tuple[int, ...]]]
     sized = {"norm/scale": ("decoder.final_layer_norm.weight", (config.width,))}
     if not config.tied:
         head = "lm_head.weight" if "lm_head.weight" in arrays else "shared.weight"

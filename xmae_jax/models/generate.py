@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from xmae_jax.models.t5 import Memory, T5Decoder
+from xmae_jax.models.t5 import END, PAD, Memory, T5Decoder
 from xmae_jax.models.t5_steps import Cache, Steps
 from xmae_jax.sharding import constrain
 
@@ -42,9 +42,6 @@ class GenerateConfig:
     """A text's score is the sum of its log-probabilities over its length to this power."""
     no_repeat_ngram: int = 0
     """No n tokens in a row come twice, what is forced included; 0 allows all."""
-    start: int = 0
-    end: int = 1
-    pad: int = 0
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.max_new < 1:
@@ -120,7 +117,7 @@ def generate(
         prefix, prefix_length = jnp.zeros((rows, 0), jnp.int32), jnp.zeros(rows, jnp.int32)
     if prefix_length is None:
         raise ValueError("a prefix needs its prefix_length")
-    wide = -(-prefix.shape[1] // PREFIX_BUCKET) * PREFIX_BUCKET
+    wide = _bucketed(prefix.shape[1], PREFIX_BUCKET)
     prefix = jnp.pad(prefix, ((0, 0), (0, wide - prefix.shape[1])))
     graph, params = nnx.split(decoder)
     found = _generate(
@@ -132,7 +129,7 @@ def generate(
         jnp.asarray(config.max_new, jnp.int32),
         graph=graph,
         # Of the length the bucket alone is compiled for.
-        config=dataclasses.replace(config, max_new=_bucketed(config.max_new)),
+        config=dataclasses.replace(config, max_new=_bucketed(config.max_new, NEW_BUCKET)),
         attention=attention,
     )
     t = config.max_new
@@ -142,8 +139,8 @@ def generate(
     )
 
 
-def _bucketed(length: int) -> int:
-    return -(-length // NEW_BUCKET) * NEW_BUCKET
+def _bucketed(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "attention"))
@@ -161,7 +158,7 @@ def _generate(
 ) -> Generated:
     decoder: T5Decoder = nnx.merge(graph, params)
     c, steps = config, Steps(decoder, memory, memory_valid=memory_valid)
-    given, first = _right(prefix, prefix_length, c)
+    given, first = _right(prefix, prefix_length)
     (b, p), n, t = given.shape, c.beams, c.max_new
     last, kept, seen_first = decoder.prefill(
         given,
@@ -169,7 +166,7 @@ def _generate(
         valid=jnp.arange(p)[None] >= first[:, None],
         memory_valid=memory_valid,
     )
-    tokens = jnp.full((b, n, p + t), c.pad, jnp.int32).at[:, :, :p].set(given[:, None])
+    tokens = jnp.full((b, n, p + t), PAD, jnp.int32).at[:, :, :p].set(given[:, None])
     # Beams are the same at first, so only one may go on.
     score = jnp.where(jnp.arange(n) == 0, 0.0, _NEVER)
     score = jnp.broadcast_to(score.astype(jnp.float32), (b, n))
@@ -212,19 +209,15 @@ def _generate(
     return _best(state, given=p, config=c)
 
 
-def _right(prefix: Array, length: Array, config: GenerateConfig) -> tuple[Array, Array]:
+def _right(prefix: Array, length: Array) -> tuple[Array, Array]:
     """Move what is given, with the start before it, to the right; return it and where it begins.
 
     T5 knows places by their distance alone, so this changes nothing, and rows go on together.
     """
-    p = prefix.shape[1] + 1
-    first = p - 1 - length
-    source = jnp.arange(p)[None] - 1 - first[:, None]  # b p
-    if p == 1:
-        return jnp.full((len(length), 1), config.start, jnp.int32), first
-    moved = jnp.take_along_axis(prefix, jnp.maximum(source, 0), axis=1)
-    moved = jnp.where(source >= 0, moved, config.pad)
-    return jnp.where(source == -1, config.start, moved).astype(jnp.int32), first
+    whole = jnp.pad(prefix, ((0, 0), (1, 0)), constant_values=PAD)
+    first = prefix.shape[1] - length
+    source = jnp.arange(whole.shape[1])[None] - first[:, None]  # b p; before the start, pads too
+    return jnp.take_along_axis(whole, jnp.maximum(source, 0), axis=1), first
 
 
 def _seen(at: Array, first: Array, place: Array) -> Array:
@@ -272,7 +265,7 @@ def _choose(
         row, beam = jnp.arange(b)[:, None, None], jnp.arange(n)[None, :, None]
         free = free.at[row, beam, token].min(jnp.where(same, -jnp.inf, jnp.inf))
     if c.min_new:
-        early = (jnp.arange(v) == c.end) & (count < c.min_new)
+        early = (jnp.arange(v) == END) & (count < c.min_new)
         free = jnp.where(early[None, None], -jnp.inf, free)
     total = (free + running.score[..., None]).reshape(b, n * v)
     # A beam has one end, so that of twice as many candidates enough go on.
@@ -287,7 +280,7 @@ def _choose(
     candidates = candidates._replace(
         tokens=put(candidates.tokens, token), log_prob=put(candidates.log_prob, own), score=score
     )
-    ends = (token == c.end) | (count + 1 == max_new)  # b 2c
+    ends = (token == END) | (count + 1 == max_new)  # b 2c
     going = score + jnp.where(ends, _NEVER, 0.0).astype(jnp.float32)
     next_index = jax.lax.top_k(going, n)[1]
     following = candidates._replace(score=going).take(next_index)
@@ -337,7 +330,7 @@ def _best(state: _State, *, given: int, config: GenerateConfig) -> Generated:
         maps = jnp.take_along_axis(maps, at[..., None, None], axis=2)[:, :, 0]  # b t m
         maps = constrain(jnp.where(real[..., None], maps, 0), "rows", None, None)
     return Generated(
-        tokens=jnp.where(real, best.tokens[:, given:], config.pad),
+        tokens=jnp.where(real, best.tokens[:, given:], PAD),
         length=length,
         score=best.score,
         log_prob=jnp.where(real, best.log_prob[:, given:], 0),

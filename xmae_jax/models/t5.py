@@ -22,6 +22,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from xmae_jax.models.layers import Compute, checkpointed, dropout, stack
 from xmae_jax.sharding import constrain
 
+PAD, END = 0, 1
+"""T5's ids; that of padding starts a text, too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:

@@ -23,13 +23,11 @@ from xmae_jax.attention import Backend
 from xmae_jax.heads.report import Context, ReportHead, ReportHeadConfig
 from xmae_jax.models.generate import GenerateConfig, Generated, generate
 from xmae_jax.models.layers import Compute, Remat
+from xmae_jax.models.t5 import PAD
 from xmae_jax.models.vit import Encoder, EncoderConfig
 from xmae_jax.objectives.base import ModuleObjective, grid_of
 from xmae_jax.objectives.mae import normalise
 from xmae_jax.typing import Batch, LossOut, Params, Prepared
-
-PAD = 0
-"""Fills what is empty, and starts a text, as in T5."""
 
 
 class Reporter(nnx.Module):

@@ -206,7 +206,7 @@ class Reporter:
         self._view = view_of(
             config, loaded.objective, train=False, tokenizer=loaded.workdir / TOKENIZER
         )
-        self._grid, self._end = loaded.objective.grid, loaded.objective.generate.end
+        self._grid = loaded.objective.grid
         self.made_as = made_as(loaded)
         self._devices = OnDevices(loaded, config, most=studies)
         self.rows = self._devices.rows
@@ -249,7 +249,7 @@ class Reporter:
     ) -> Told:
         """Cut a text into sentences: written, log_prob [t]; read [t s n]; valid [s n]."""
         texts, place = by_sentence(self._tokenizer, written)
-        ends = np.flatnonzero(written == self._end)
+        ends = np.flatnonzero(written == Tokenizer.end)
         tokens = int(ends[0]) + 1 if ends.size else len(written)
         even = max(int(valid.sum()), 1)
         sentences = []
