@@ -27,6 +27,7 @@ DENIALS = """
 Pneumonia is unlikely.|Pneumonia=0
 Pneumonia is thought unlikely.|Pneumonia=0
 Unlikely to represent pneumonia.|Pneumonia=0
+Opacity is unlikely to represent pneumonia.|Lung Opacity=1 Pneumonia=0
 Left basilar opacity, pneumonia is unlikely.|Lung Opacity=1 Pneumonia=0
 There isn't any pneumothorax.|Pneumothorax=0
 Haven't seen a pneumothorax.|Pneumothorax=0
@@ -37,6 +38,8 @@ Tubes and lines: None.|Support Devices=0
 Clear lungs w/o effusion.|Pleural Effusion=0
 Lungs clear; neg for pneumothorax.|Pneumothorax=0
 Neither pneumothorax nor effusion is seen.|Pneumothorax=0 Pleural Effusion=0
+The left lower lobe opacity is unlikely pneumonia.|Lung Opacity=1 Pneumonia=0
+Effusion: none; pneumothorax: no evidence.|Pleural Effusion=0 Pneumothorax=0
 Pneumothorax has not recurred.|Pneumothorax=0
 Pneumothorax or effusion is not seen.|Pneumothorax=0 Pleural Effusion=0
 """
@@ -62,6 +65,7 @@ Atelectasis cannot be differentiated from pneumonia.|Atelectasis=-1 Pneumonia=-1
 Superimposed pneumonia should be considered.|Pneumonia=-1
 Early pneumonia is in the differential.|Pneumonia=-1
 Early pneumonia is a consideration.|Pneumonia=-1
+Pneumonia should be excluded.|Pneumonia=-1
 Doubt pneumonia.|Pneumonia=-1
 It is unclear if there is a pneumothorax.|Pneumothorax=-1
 Clinical correlation for pneumonia is advised.|Pneumonia=-1

@@ -265,6 +265,8 @@ def _read(sentence: str) -> Sentence:
     for place, hit in enumerate(hits):
         following = next((h for h in hits[place + 1 :] if h.start >= hit.end and _counts(h)), None)
         if hit.kind == "cue":
+            if hit.value == "unlikely" and following is not None and following.kind == "finding":
+                hit = hit._replace(value="no")
             _cue(reader, hit)
             if hit.value == "or" and not reader.no and following is not None:
                 before = next((h for h in hits[place - 1 :: -1] if _counts(h)), None)

@@ -53,9 +53,10 @@ def place_sides(mentions: Sequence[Mention], hits: Sequence[Hit]) -> None:
         return
     later: Mention | None = None
     for side in reversed(sides):
-        later = _owner(side, mentions, hits, later=later)
-        if later is None:
+        owner = _owner(side, mentions, hits, later=later)
+        if owner is None:
             continue
+        later = owner
         for mention in mentions:
             if mention.start == later.start:
                 mention.sides |= _OF[side.value]

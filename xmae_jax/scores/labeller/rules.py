@@ -365,7 +365,7 @@ CUES: dict[str, tuple[str, ...]] = {
         "neither",
         "neg for",
         "w / o",
-        "unlikely to be|represent|reflect|indicate",
+        "?is|are|most|very unlikely to be|have|represent|reflect|indicate",
         "have|has not seen|identified|noted",
     ),
     # what stands before is absent
@@ -379,7 +379,7 @@ CUES: dict[str, tuple[str, ...]] = {
         "ruled out",
         "no longer seen|identified|visualized|present|appreciated|evident|visible",
         "?has|have not recurred",
-        ": none|no|absent|negative .",
+        ": none|no|absent|negative ?evidence .|;",
         ": none|negative ,",
     ),
     # what stands before in this chunk is absent
@@ -405,6 +405,8 @@ CUES: dict[str, tuple[str, ...]] = {
         "borderline",
         "perhaps",
         "doubt",
+        "r / o",
+        "have|has not excluded",
         "unclear if|whether ?there ?is",
         "not clear|certain|sure if|whether ?there|this ?is",
         "correlation|correlate ?clinically for",
@@ -422,6 +424,7 @@ CUES: dict[str, tuple[str, ...]] = {
         "?is|are|remains|remain a|an ?also ?diagnostic consideration|possibility|concern",
         "?is|are|remains|remain ?also|still in the differential ?diagnosis",
         "?is|are doubtful",
+        "should|must be excluded",
     ),
     # what follows is of another time
     "history": (
