@@ -4,8 +4,8 @@ Columns: split, source_index, index (the study's place in its data), id, patient
 then the sections that are scored, the form that they were brought into and what became of marks
 of de-identification there (both by the names of data/text.py), what was generated, its reference,
 how many tokens were generated, and whether texts alike stand in the training data (1, 0, empty
-where those are not known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
-1 present, 0 absent, u uncertain, empty unknown.
+where those are not known), and for each finding of the labeller `label:NAME` as the films' own
+labels have it: 1 present, 0 absent, u uncertain, empty unknown.
 """
 
 from __future__ import annotations
