@@ -11,7 +11,7 @@ from xmae_jax.evaluators.report import Reporting, Study, table
 from xmae_jax.evaluators.report_page import SHOWN, report_page
 from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.report_summary import summarise
-from xmae_jax.scores.reports import from_csv
+from xmae_jax.scores.reports import Reports, Written, from_csv
 
 NORMAL = "The heart size is normal. The lungs are clear."
 TEXTS = [
@@ -34,6 +34,19 @@ def row(place: int, text: str) -> dict:
     tokens = np.zeros(80, np.int32)
     tokens[: len(text)] = [ord(one) for one in text]
     return {"id": np.array([0, place]), "written": tokens}
+
+
+def written(texts) -> Reports:
+    unknown = (np.nan,) * len(NAMES)
+    return Reports(
+        tuple(
+            Written(
+                "test", 0, i, f"i{i}", f"p{i}", "", "", "findings", text, reference, 9,
+                None, None, unknown,
+            )
+            for i, (text, reference) in enumerate(texts)
+        )
+    )  # fmt: skip
 
 
 def study(place: int, reference: str) -> Study:
@@ -109,6 +122,16 @@ def test_training_that_is_not_known():
     metrics, _ = evaluated(training=None)
     assert metrics["originality"]["generated"]["copied"] is None
     assert "not known" in table(metrics)
+
+
+def test_findings_of_chinese_reports_are_not_scored():
+    texts = [("左侧胸腔积液。", "双肺未见异常。"), ("双肺清晰。", "双肺清晰。")]
+    metrics = summarise(written(texts), "test", meteor=False)
+    assert metrics["findings"] is metrics["labels"] is metrics["sides"] is None
+    assert "English" in metrics["why"] and "English" in table(metrics)
+    metrics["about"] = {"predictions": "p.csv"}
+    page = report_page(written(texts), metrics, films=lambda study: [])
+    assert "English" in page and 'id="findings"' not in page and "nan" not in page
 
 
 def test_table():

@@ -160,11 +160,14 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
         if policies is not None:
             yield from _agreement(truth, policies)
     sides = metrics["sides"]
-    yield (
-        f"  sides: {sides['sided']:,} findings with sides in the reports, {sides['found']:,} of"
-        f" them with sides in the texts; right {_told(sides, 'right')},"
-        f" of those found {_told(sides, 'right_of_found')}"
-    )
+    if sides is None:
+        yield f"  findings and sides: not scored, {metrics['why']}"
+    else:
+        yield (
+            f"  sides: {sides['sided']:,} findings with sides in the reports, {sides['found']:,} of"
+            f" them with sides in the texts; right {_told(sides, 'right')},"
+            f" of those found {_told(sides, 'right_of_found')}"
+        )
     for name, entry in metrics["originality"].items():
         copied = entry["copied_share"]
         yield (
@@ -182,8 +185,13 @@ def _agreement(truth: str, policies: Mapping[str, Any]) -> Iterator[str]:
             micro, macro = entry[name]["micro"], entry[name]["macro"]
             yield (
                 f"    {name:<26} micro F1 {_told(micro, 'f1'):<22} macro F1 {_told(macro, 'f1')}"
-                f" of {macro['findings']}"
+                f" of {macro['findings']}; micro F1 of always normal"
+                f" {_plain(entry[name]['always_normal'])}"
             )
+
+
+def _plain(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def comparison_table(metrics: Mapping[str, Any]) -> str:

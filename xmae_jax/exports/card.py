@@ -154,7 +154,7 @@ def _scored_on(about: dict[str, Any]) -> str:
     leaks = about.get("leaks", {})
     told = [f"{count:,} x {kind.replace('_', ' ')}" for kind, count in (leaks or {}).items()]
     if told:
-        said.append(f"**In training too, allowed by the config: {', '.join(told)}.**")
+        said.append(f"**In training too, not refused: {', '.join(told)}.**")
     if leaks is None:
         said.append("What stands in training too was not looked for: its data were gone.")
     return " ".join(said)

@@ -26,6 +26,7 @@ CUT, CUT_MIMIC = 59, 99
 """Tokens that R2Gen (arXiv 2010.16056) keeps of reports of Indiana, and of MIMIC: 60 and 100 with
 its start mark."""
 _MIMIC = "MIMIC-CXR-JPG"  # as its adapter calls it
+NOT_READ = "the rules that read findings are for English"
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -54,7 +55,10 @@ def scoring_of(reports: Reports, *, meteor: bool) -> TextScoring:
 
 
 def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
-    """Score the studies of a split that have a reference."""
+    """Score the studies of a split that have a reference.
+
+    Of Chinese ones, `findings`, `labels` and `sides` are None, and `why` says so.
+    """
     there = reports.of_split(split)
     scored = Reports(tuple(one for one in there.studies if one.reference))
     generated = [one.generated for one in scored.studies]
@@ -71,21 +75,6 @@ def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
     if not generated:
         return metrics
     scoring = scoring_of(scored, meteor=meteor)
-    said, told = labelled(generated), labelled(references)
-    everywhere = np.ones(told.shape, bool)
-    labels = scored.labels
-    by_policy = {
-        policy: agreement(said, told, known=everywhere, patients=patients, policy=policy)
-        for policy in POLICIES
-    }
-    by_label = None
-    if not np.isnan(labels).all():
-        by_label = {
-            policy: agreement(
-                said, labels, known=~np.isnan(labels), patients=patients, policy=policy
-            )
-            for policy in POLICIES
-        }
     return {
         **metrics,
         "text": corpus_scores(
@@ -94,9 +83,7 @@ def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
             scoring,
             patients=dict(zip(names, map(str, patients.tolist()), strict=True)),
         ),
-        "findings": by_policy,
-        "labels": by_label,
-        "sides": side_agreement(generated, references, patients=patients),
+        **_findings(scored, generated, references, english=_english(scoring)),
         "originality": originality(
             {
                 "generated": [(one.generated, one.generated_known) for one in scored.studies],
@@ -108,21 +95,52 @@ def summarise(reports: Reports, split: str, *, meteor: bool) -> dict[str, Any]:
     }
 
 
+def _english(scoring: TextScoring) -> bool:
+    return scoring.tokeniser != "characters"
+
+
+def _findings(
+    scored: Reports, generated: list[str], references: list[str], *, english: bool
+) -> dict[str, Any]:
+    """Score what the texts say of findings, by the reports and by the films' labels."""
+    if not english:
+        return {"findings": None, "labels": None, "sides": None, "why": NOT_READ}
+    patients, labels = scored.patients(), scored.labels
+    said, told = labelled(generated), labelled(references)
+
+    def by_policy(truth: np.ndarray, known: np.ndarray) -> dict[str, Any]:
+        return {
+            policy: agreement(said, truth, known=known, patients=patients, policy=policy)
+            for policy in POLICIES
+        }
+
+    known = ~np.isnan(labels)
+    return {
+        "findings": by_policy(told, np.ones(told.shape, bool)),
+        "labels": by_policy(labels, known) if known.any() else None,
+        "sides": side_agreement(generated, references, patients=patients),
+    }
+
+
 def _lengths(values: list[int]) -> dict[str, float]:
     low, middle, high = np.percentile(values, [5, 50, 95]).tolist()
     return {"mean": float(np.mean(values)), "p5": low, "median": middle, "p95": high}
 
 
 def each_study(reports: Reports) -> dict[str, np.ndarray]:
-    """Score each study by itself; of the findings, F1 over those of CheXpert's 14 that one has."""
+    """Score each study by itself; of the findings, F1 over those that one of both has.
+
+    Of Chinese reports `findings_f1` is NaN.
+    """
     names = [str(i) for i in range(len(reports.studies))]
     texts = [one.generated for one in reports.studies]
     references = [one.reference for one in reports.studies]
+    scoring = scoring_of(reports, meteor=False)
     scored = score(
-        dict(zip(names, texts, strict=True)),
-        dict(zip(names, references, strict=True)),
-        scoring_of(reports, meteor=False),
+        dict(zip(names, texts, strict=True)), dict(zip(names, references, strict=True)), scoring
     )
+    if not _english(scoring):
+        return {**scored.each(), "findings_f1": np.full(len(texts), np.nan)}
     said, told = (labelled(of) == 1 for of in (texts, references))
     both, either = (said & told).sum(axis=1), said.sum(axis=1) + told.sum(axis=1)
     f1 = 2 * both / np.maximum(either, 1)
@@ -154,6 +172,7 @@ def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dic
     names = [str(i) for i in range(len(pairs))]
     texts = [[one.generated for one in of.studies] for of in both]
     references, patients = [one.reference for one, _ in pairs], both[0].patients()
+    scoring = scoring_of(both[0], meteor=meteor)
     words = compare_texts(
         dict(zip(names, texts[0], strict=True)),
         dict(zip(names, texts[1], strict=True)),
@@ -162,8 +181,10 @@ def compare(first: Reports, second: Reports, split: str, *, meteor: bool) -> dic
         patients=dict(zip(names, map(str, patients.tolist()), strict=True)),
     )["full"]
     policy = POLICIES[0]
-    said = [labelled(some) for some in texts]
-    findings = difference(said[0], said[1], labelled(references), patients=patients, policy=policy)
+    findings = {}
+    if _english(scoring):
+        said, truth = [labelled(some) for some in texts], labelled(references)
+        findings = difference(said[0], said[1], truth, patients=patients, policy=policy)
     return {
         "split": split,
         "studies": len(pairs),
