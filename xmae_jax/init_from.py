@@ -119,6 +119,11 @@ def load(
     return loaded, lines + foreign.notes + reshaped
 
 
+def has_head(run: str, objective: Any) -> bool:
+    """Say whether the head of an objective begins with that of what `init_from` names."""
+    return bool(checkpoint.step_directories(run)) and _same_head(_of_run(run), objective)
+
+
 def _of_run(run: str) -> dict[str, Any]:
     """Read the objective's settings of another run; empty if they are not there."""
     try:

@@ -33,7 +33,7 @@ class Letters:
 def row(place: int, text: str) -> dict:
     tokens = np.zeros(80, np.int32)
     tokens[: len(text)] = [ord(one) for one in text]
-    return {"id": np.array([0, place]), "written": tokens}
+    return {"id": np.array([0, place]), "written": tokens, "has_image": np.array([True, False])}
 
 
 def written(texts) -> Reports:
@@ -72,7 +72,19 @@ def evaluated(texts=TEXTS, **more) -> tuple[dict, str]:
 def test_numbers_are_those_of_the_file():
     metrics, text = evaluated()
     again = from_csv(text, name="predictions.csv")
+    assert metrics.pop("about") == {"without_film": 0}
     assert summarise(again, "test", meteor=False) == metrics
+
+
+def test_of_a_study_without_a_film_nothing_is_scored():
+    rows = [row(i, text) for i, (text, _) in enumerate(TEXTS)]
+    for one in rows[:2]:
+        one["has_image"] = np.array([False, False])
+    metrics, text = evaluator().evaluate({"test": rows.__iter__})
+    assert (metrics["studies"], metrics["about"]) == (3, {"without_film": 2})
+    assert "2 studies have no film" in table(metrics) and len(text.splitlines()) == 4
+    metrics, text = evaluator().evaluate({"test": rows[:2].__iter__})
+    assert metrics["studies"] == 0 and "2 studies have no film" in table(metrics)
 
 
 def test_known_numbers():

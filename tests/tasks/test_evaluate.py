@@ -21,7 +21,7 @@ from xmae_jax.evaluators.classification import Classification
 from xmae_jax.scores.predictions import PredictionsError
 from xmae_jax.tasks import evaluate, trained_on
 from xmae_jax.tasks.held_out import Model
-from xmae_jax.tasks.model import load_run
+from xmae_jax.tasks.model import LoadedRun, load_run
 from xmae_jax.tasks.split import open_split
 
 FINDINGS = ("Nodule", "Pneumothorax", "Pleural Effusion")
@@ -236,6 +236,38 @@ def test_a_run_of_findings_before_counts_as_training(finetuned, shards, tmp_path
     assert trained_on.check(begun, begun.config, ["val"]).compared == [
         f"{shards} (test)", f"{shards} (train)"
     ]  # fmt: skip
+    with pytest.raises(Leaked, match="a copy of one film"):
+        trained_on.check(begun, begun.config, ["test"])
+
+
+def test_a_run_before_that_is_gone_is_named(finetuned, tmp_path, capsys):
+    loaded, gone, file = load_run(finetuned), tmp_path / "gone", tmp_path / "gone.safetensors"
+    for key, start in (("init_from", gone), ("decoder_from", gone), ("init_from", file)):
+        config = loaded.config
+        if key == "init_from":
+            config = dataclasses.replace(config, init_from=str(start))
+        else:
+            config = dataclasses.replace(config, objective={**config.objective, key: str(start)})
+        checked = trained_on.check(dataclasses.replace(loaded, config=config), config, ["test"])
+        assert checked.gone == [str(gone)] * (start == gone)
+        assert (f"what {gone} was trained on" in capsys.readouterr().out) == (start == gone)
+
+
+def test_reports_of_a_warm_start_count_as_training(shards, tmp_path):
+    """Of patients whose films are held out now."""
+    warm = make_run(tmp_path / "warm", "finetune_report", data=shards, data__text__views=0,
+                    data__split="test")  # fmt: skip
+    begun = LoadedRun(
+        tmp_path / "run",
+        dataclasses.replace(
+            with_data(warm, split="train"),
+            objective={**warm.objective, "decoder_from": str(tmp_path / "warm")},
+        ),
+        *(None,) * 4,
+        step=2,
+    )
+    checked = trained_on.check(begun, begun.config, ["val"])
+    assert checked.compared == [f"{shards} (test)", f"{shards} (train)"]
     with pytest.raises(Leaked, match="a copy of one film"):
         trained_on.check(begun, begun.config, ["test"])
 

@@ -1,6 +1,7 @@
 """Reports of a run, scored as users ask for it: files, the same numbers from the file, a page."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 
@@ -11,6 +12,12 @@ from xmae_jax.config import ConfigError
 from xmae_jax.scores.reports import from_csv, to_csv
 from xmae_jax.tasks import evaluate, evaluate_reports
 from xmae_jax.tasks.model import load_run
+from xmae_jax.tasks.split import open_split
+
+SMALL = {
+    f"objective__head__decoder__{name}": size
+    for name, size in dict(width=32, depth=1, heads=2).items()
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,13 +36,59 @@ def _no_java():
 def evaluated(shards, tmp_path_factory):
     """Make the run directory of a tiny model, and evaluate it on test studies."""
     workdir = tmp_path_factory.mktemp("reports") / "run"
-    small = dict(width=32, depth=1, heads=2)
-    sizes = {f"objective__head__decoder__{name}": size for name, size in small.items()}
     make_run(
-        workdir, "finetune_report", data=shards, step=2, objective__generate__max_new=8, **sizes
+        workdir, "finetune_report", data=shards, step=2, objective__generate__max_new=8, **SMALL
     )
     evaluate.run(load_run(workdir).config, workdir, split="test", against=None)
     return workdir / "eval" / "report_test" / "step_2"
+
+
+@pytest.fixture(scope="module")
+def texts_alone(shards, tmp_path_factory):
+    """Make the run directory of a tiny model that sees no film."""
+    workdir = tmp_path_factory.mktemp("texts") / "run"
+    make_run(workdir, "finetune_report", data=shards, step=2, data__text__views=0, **SMALL)
+    return workdir
+
+
+def test_a_run_without_films_foretells_and_writes_nothing(texts_alone, shards):
+    config = load_run(texts_alone).config
+    evaluate.run(config, texts_alone, split=None, against=None)
+    for name in ("val", "test"):
+        folder = texts_alone / "eval" / f"perplexity_{name}" / "step_2"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        studies = metrics["splits"][name]["studies"]
+        assert metrics["splits"][name]["perplexity"] > 1 and metrics["about"]["leaks"] == {}
+        assert len((folder / "predictions.csv").read_text().splitlines()) == studies + 1
+    assert not [*texts_alone.glob("eval/report*")]
+    with pytest.raises(ConfigError, match="--against=.* is not compared"):
+        evaluate.run(config, texts_alone, split="test", against=texts_alone)
+
+
+def test_reports_are_read_as_in_training(evaluated):
+    """Else the scores would be of other references, under the same name."""
+    config = load_run(evaluated.parents[2]).config
+    for change in ({"marks": "keep"}, {"tokenizer": "other.model"}):
+        text = dataclasses.replace(config.data.text, **change)
+        other = dataclasses.replace(config, data=dataclasses.replace(config.data, text=text))
+        with pytest.raises(ConfigError, match=f"config.data.text.{[*change][0]}: "):
+            evaluate.run(other, evaluated.parents[2], split="test", against=None)
+
+
+def test_copies_are_looked_for_in_what_was_trained_on(texts_alone, tmp_path):
+    """In the studies that were used, and in those of the run that the decoder comes from."""
+    loaded = load_run(texts_alone)
+    half = dataclasses.replace(loaded.config.data, label_fraction=0.5)
+    loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=half))
+    used = open_split(loaded.config, "train", findings=())
+    count = len(used.films)
+    assert count < len(used.records[0])
+    assert len(evaluate_reports._training_texts(loaded, loaded.config) or ()) == count
+    objective = {**loaded.config.objective, "decoder_from": str(texts_alone)}
+    config = dataclasses.replace(loaded.config, objective=objective)
+    begun = dataclasses.replace(loaded, config=config, workdir=tmp_path)
+    texts = evaluate_reports._training_texts(begun, config) or []
+    assert len(texts) == count + len(used.records[0]) and all(texts)
 
 
 def test_files(evaluated, shards):

@@ -21,7 +21,7 @@ class ReportText:
 
     tokenizer: str | None
     """A SentencePiece model, of which the run directory keeps a copy. None takes that of the run,
-    or of the public model, from which the decoder comes; if there is neither, one is made of the
+    or of the public model, from which the decoder comes; for one that starts anew it is made of the
     training split's reports."""
     sections: tuple[Literal["findings", "impression"], ...]
     """What is to be written; of several each has its name before it, in capitals."""

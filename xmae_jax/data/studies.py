@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xmae_jax.data.index import Entry, read_entries
-from xmae_jax.data.records import DataError, Records, decode_image
+from xmae_jax.data.records import DataError, Records, Report, decode_image
 from xmae_jax.scores.groups import is_frontal
 from xmae_jax.seal import json_digest
 
@@ -52,6 +52,10 @@ class Studies:
             "films": [film for film in films if film["image"]],
             **{name: films[0][name] for name in names},
         }
+
+    def report(self, index: int) -> Report:
+        """Read the report of a study alone: one record, however many films there are."""
+        return self.records[self._places[index][0]]["report"]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))

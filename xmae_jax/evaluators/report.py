@@ -58,12 +58,23 @@ class Reporting:
     predict = "write"
 
     def evaluate(self, splits: Splits) -> tuple[dict[str, Any], str]:
-        """Return (metrics, predictions as CSV) of the rows of each split with studies."""
+        """Return (metrics, predictions as CSV) of the rows of each split with studies.
+
+        Rows without a film are left out and counted: nothing is written of what was not seen.
+        """
         names = [name for name in splits if name in self.studies]
-        written = [self._written(name, row) for name in names for row in splits[name]()]
+        written, without = [], 0
+        for name in names:
+            without = 0
+            for row in splits[name]():
+                if row["has_image"].any():
+                    written.append(self._written(name, row))
+                else:
+                    without += 1
         text = to_csv(self._compared(written))
-        reports = from_csv(text, name="predictions.csv")
-        return summarise(reports, names[-1], meteor=self.meteor), text
+        reports = from_csv(text, name="predictions.csv") if written else Reports(())
+        metrics = summarise(reports, names[-1], meteor=self.meteor)
+        return {**metrics, "about": {"without_film": without}}, text
 
     def table(self, metrics: dict[str, Any]) -> str:
         """Write the scores for a terminal."""
@@ -144,6 +155,8 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
         f"reports of {metrics['studies']:,} studies of {metrics['patients']:,} patients"
         f" ({metrics['split']}); 95 % intervals by patients"
     )
+    if without := metrics.get("about", {}).get("without_film"):
+        yield f"  {without:,} studies have no film, and nothing is written of them"
     if not metrics["studies"]:
         return
     parts = {name: metrics["text"][name] for name in ("full", "cut") if name in metrics["text"]}

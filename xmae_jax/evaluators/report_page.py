@@ -136,8 +136,10 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
     about = metrics["about"]
     if about.get("of_training"):
         yield "These studies are those of training: the scores say nothing of other studies."
+    if count := about.get("without_film"):
+        yield f"Not scored, since they have no film: {count:,} studies."
     if not metrics["studies"]:
-        yield "No study of this split has a report, so nothing is scored."
+        yield "No study of this split has film and report, so nothing is scored."
         return
     if count := metrics["without_reference"]:
         yield f"Not scored, since they have no report: {count:,} studies."

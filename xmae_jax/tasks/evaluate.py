@@ -10,12 +10,14 @@ from pathlib import Path
 
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.scores.reports import is_header
-from xmae_jax.tasks import evaluate_findings, evaluate_reports
+from xmae_jax.tasks import evaluate_findings, evaluate_reports, evaluate_texts
+from xmae_jax.tasks.evaluators import predicted
 from xmae_jax.tasks.held_out import read_text
 from xmae_jax.tasks.model import load_run, refuse_other_changes
 
 SCORED: dict[str, Callable[..., None]] = {
     "classify": evaluate_findings.run,
+    "likelihood": evaluate_texts.run,
     "write": evaluate_reports.run,
 }
 """Prediction -> what scores it."""
@@ -29,11 +31,15 @@ def run(config: Config, workdir: Path, *, split: str | None, against: Path | Non
     """
     loaded = load_run(workdir)
     refuse_other_changes(config, loaded, task="evaluate")
-    scored = [of for name, of in SCORED.items() if name in loaded.objective.predict_fns()]
+    there = predicted(loaded.config, loaded.objective)
+    scored = {name: of for name, of in SCORED.items() if name in there}
     if not scored:
         raise ConfigError(f"--workdir={workdir}: objective {config.objective['name']!r} predicts"
                           " no findings and writes no reports")  # fmt: skip
-    for one in scored:
+    if against is not None and [*scored] == ["likelihood"]:
+        raise ConfigError(f"--against={against}: the run sees no films, and how well it foretells"
+                          " texts is not compared")  # fmt: skip
+    for one in scored.values():
         one(loaded, config, split=split, against=against)
 
 

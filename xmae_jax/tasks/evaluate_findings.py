@@ -58,15 +58,8 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
         }
         metrics, text = evaluator.evaluate(splits)
         metrics["about"] = {
-            "data": list(config.data.paths),
-            "own_data": own,
-            "run": str(workdir),
-            "step": loaded.step,
+            **trained_on.about(loaded, config, name, checked),
             "refitted_on": CHOSEN_ON if before is not None else None,
-            "of_training": trained_on.of_training(loaded, config, name),
-            "leaks": checked.leaks,
-            "leaks_compared": checked.compared,
-            "leaks_not_compared": checked.gone,
             "unreadable_films": len(held[name].films) - len(rows[name]),
         }
         digest = trained_on.data_digest(config)

@@ -7,7 +7,6 @@ reports of patients, so all of it is its owner's alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from xmae_jax import config as config_lib
 from xmae_jax import writers
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.manifest import DataError
@@ -30,7 +30,7 @@ from xmae_jax.scores.text import outside
 from xmae_jax.tasks import trained_on
 from xmae_jax.tasks.held_out import Model, newest, open_held_out, place, read_text, splits_of
 from xmae_jax.tasks.model import LoadedRun
-from xmae_jax.tasks.reports import studies_of
+from xmae_jax.tasks.reports import reports_of, studies_of
 from xmae_jax.tasks.split import Split
 from xmae_jax.tasks.text import run_tokenizer
 
@@ -58,17 +58,12 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             config.data.text.marks,
             meteor=True,
         )
-        rows = list(model.rows(one, "written"))
+        rows = list(model.rows(one, "written", "has_image"))
         metrics, text = evaluator.evaluate({name: rows.__iter__})
-        metrics["about"] = {
-            "data": list(config.data.paths),
-            "own_data": own,
-            "run": str(workdir),
-            "step": loaded.step,
-            "of_training": trained_on.of_training(loaded, config, name),
-            "leaks": checked.leaks,
-            "leaks_compared": checked.compared,
-            "leaks_not_compared": checked.gone,
+        if metrics["about"]["without_film"] == len(rows):
+            raise ConfigError(f"--split={name}: no study there has a film")
+        metrics["about"] |= {
+            **trained_on.about(loaded, config, name, checked),
             "unreadable": len(one.films) - len(rows),
         }
         digest = trained_on.data_digest(config)
@@ -81,24 +76,29 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
 
 
 def _training_texts(loaded: LoadedRun, config: Config) -> list[str] | None:
-    """Read the texts that a run was trained on; None where they are gone."""
-    saved = loaded.config
+    """Read the texts that a run was trained on, and its decoder before; None if they are gone."""
+    saved, text = loaded.config, loaded.config.data.text
+    assert text is not None
     if trained_on.is_own(loaded, config):
         data = dataclasses.replace(saved.data, path=config.data.path)
         saved = dataclasses.replace(saved, data=data)
     try:
-        training = open_held_out(saved, loaded.objective, saved.data.split)
+        training = [open_held_out(saved, loaded.objective, saved.data.split)]
+        for workdir, tree in trained_on.before(loaded):
+            if tree is not None and tree["data"].get("text") is not None:
+                one = config_lib.resolve(config_lib.from_json(workdir / "config.json"))
+                training.append(open_held_out(one, loaded.objective, one.data.split))
     except (DataError, ConfigError):
-        training = None
-    if training is None or saved.data.text is None:
-        print("note: the run's training data cannot be read, so copies are not looked for")
+        training = [None]
+    if None in training:
+        print("note: what the run was trained on cannot be read, so copies are not looked for")
         return None
-    texts = []
-    for source in studies_of(saved, training):
-        for index in range(len(source)):
-            with contextlib.suppress(DataError):  # a damaged record
-                texts.append(source[index].reference)
-    return texts
+    return [
+        text.target(report)
+        for split in training
+        if split is not None
+        for report in reports_of(split, skip=True)
+    ]
 
 
 def run_file(file: Path, *, split: str | None, against: Path | None, folder: Path | None) -> None:

@@ -91,15 +91,19 @@ EVALUATORS: dict[str, tuple[str, Callable[[Seen], Evaluator]]] = {
 """Prediction -> (name of the evaluator, what makes it)."""
 
 
-def evaluators_of(seen: Seen) -> dict[str, Evaluator]:
-    """Make those of an objective's predictions that any evaluator reads.
+def predicted(config: Config, objective: Any) -> list[str]:
+    """Name those of an objective's predictions that any evaluator reads.
 
     Of a model that sees no film, no report is asked for.
     """
-    text = seen.config.data.text
-    blind = text is not None and text.views == 0
+    blind = config.data.text is not None and config.data.text.views == 0
+    there = objective.predict_fns()
+    return [name for name in EVALUATORS if name in there and not (blind and name == "write")]
+
+
+def evaluators_of(seen: Seen) -> dict[str, Evaluator]:
+    """Make what looks at an objective's predictions, by their names."""
     return {
-        name: make(seen)
-        for fn, (name, make) in EVALUATORS.items()
-        if fn in seen.objective.predict_fns() and not (blind and fn == "write")
+        EVALUATORS[one][0]: EVALUATORS[one][1](seen)
+        for one in predicted(seen.config, seen.objective)
     }

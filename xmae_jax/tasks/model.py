@@ -91,16 +91,21 @@ _FREE = {
     "predict": ("predict", "mesh", "batch_size", "micro_batch_size"),
 }
 """Parts of a run's config that a task may be given another of."""
+_READ = "config.data.text."
+"""What of `data` is as it was in training all the same: how reports are read."""
 
 
 def refuse_other_changes(config: Config, loaded: LoadedRun, *, task: str) -> None:
     """Raise ConfigError where more of a run's config is changed than a task may."""
     texts = [config_lib.to_json(c) for c in (loaded.config, config)]
     free = re.compile(rf"config\.({'|'.join(_FREE[task])})[.:]")
-    changes = [c for c in config_lib.differences(*texts) if not free.match(c)]
+    changes = [
+        c for c in config_lib.differences(*texts) if not free.match(c) or c.startswith(_READ)
+    ]
     if changes:
         raise ConfigError(f"--task={task} takes a run as it was trained; only config."
-                          + ", config.".join(_FREE[task]) + " may change:\n  "
+                          + ", config.".join(_FREE[task]) + " may change"
+                          + f", but not {_READ}*" * ("data" in _FREE[task]) + ":\n  "
                           + "\n  ".join(changes))  # fmt: skip
 
 

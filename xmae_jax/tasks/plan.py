@@ -19,6 +19,7 @@ from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.program import Program, lay_out
 from xmae_jax.tasks.film import film_flops
 from xmae_jax.tasks.point import Place, Point, bytes_of, check_rows, find_place, point_of
+from xmae_jax.tasks.text import with_decoder
 
 GIB = 1 << 30
 REMAT = get_args(Remat)
@@ -27,6 +28,7 @@ REMAT = get_args(Remat)
 
 def run(config: Config) -> None:
     """Print the plan; ConfigError if it asks for what cannot be."""
+    config = with_decoder(config, None)
     place = find_place(config.plan.topology)
     if config.plan.search and place.chip is None:
         raise ConfigError(

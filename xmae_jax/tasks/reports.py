@@ -1,14 +1,15 @@
-"""What the evaluator of reports is told of a split: references and labels."""
+"""The reports of a split, and what the evaluator of reports is told of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from xmae_jax.config import Config
 from xmae_jax.data.findings import place_of
-from xmae_jax.data.records import Records
+from xmae_jax.data.manifest import DataError
+from xmae_jax.data.records import Records, Report
 from xmae_jax.data.report_text import ReportText
 from xmae_jax.data.studies import Studies
 from xmae_jax.evaluators.report import Study
@@ -49,3 +50,17 @@ def studies_of(config: Config, split: Split) -> list[Told]:
     """Tell of the studies of each source of a split."""
     assert config.data.text is not None
     return [Told(source, config.data.text) for source in split.records]
+
+
+def reports_of(split: Split, *, skip: bool) -> Iterator[Report]:
+    """Yield the report of each study that is used, once; skip: leave damaged records out."""
+    for source, rows in zip(split.records, split.once, strict=True):
+        assert isinstance(source, Studies)
+        for index in rows:
+            try:
+                report = source.report(int(index))
+            except DataError:
+                if not skip:
+                    raise
+            else:
+                yield report

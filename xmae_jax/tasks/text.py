@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xmae_jax import hosts
+from xmae_jax import hosts, init_from
 from xmae_jax.checkpoint import step_directories
-from xmae_jax.config import Config, ConfigError
+from xmae_jax.config import Config, ConfigError, objective_of
 from xmae_jax.data.manifest import DataError
-from xmae_jax.data.records import Report
 from xmae_jax.data.text import Tokenizer, language_of, normalise
 from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.models.convert_t5 import read_t5
 from xmae_jax.models.weight_files import is_weights
+from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.rundir import TOKENIZER, RunDirectoryError, read_run
+from xmae_jax.tasks.reports import reports_of
 from xmae_jax.tasks.split import Split
 from xmae_jax.writers import write_atomic
 
@@ -25,13 +25,17 @@ PUBLIC = "spiece.model"
 """Its name beside public T5 weights."""
 
 
-def with_decoder(config: Config) -> Config:
-    """Take the decoder's settings from what `decoder_from` names, as long as that is there."""
+def with_decoder(config: Config, workdir: Path | None) -> Config:
+    """Take the decoder's settings from what `decoder_from` names.
+
+    A run in `workdir` that began with it keeps them, whether or not it is still there.
+    """
     start = config.objective.get("decoder_from")
     if start is None:
         return config
     try:
-        decoder = _decoder_of(Path(start))
+        begun = None if workdir is None else _begun_with(workdir, start)
+        decoder = begun or _decoder_of(Path(start))
     except (OSError, ValueError) as error:
         raise ConfigError(f"config.objective.decoder_from: {error}") from None
     if decoder is None:
@@ -46,6 +50,15 @@ def with_decoder(config: Config) -> Config:
         print(f"the decoder is that of {start}, not of the config: {sizes}")
     objective = {**config.objective, "head": {**head, "decoder": decoder}}
     return dataclasses.replace(config, objective=objective)
+
+
+def _begun_with(workdir: Path, start: str) -> dict[str, Any] | None:
+    """Read the settings of a run's decoder if it came from `start`; else None."""
+    try:
+        objective = json.loads((workdir / "config.json").read_text())["objective"]
+        return objective["head"]["decoder"] if objective["decoder_from"] == start else None
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong there is told later
+        return None
 
 
 def _decoder_of(start: Path) -> dict[str, Any] | None:
@@ -140,11 +153,24 @@ def _load(path: Path) -> Tokenizer:
 
 
 def _of_decoder(config: Config) -> Path | None:
-    """Find the tokenizer of the decoder that a run starts from, if it is known."""
-    for start in (config.objective["decoder_from"], config.init_from):
-        for name in (TOKENIZER, PUBLIC):
-            if start is not None and (path := Path(start) / name).is_file():
-                return path
+    """Find the tokenizer by which the decoder that a run starts from has its words.
+
+    None where the decoder starts anew; ConfigError where it does not and nothing says what its
+    words are.
+    """
+    start, key = config.objective["decoder_from"], "objective.decoder_from"
+    if start is None:
+        start, key = config.init_from, "init_from"
+        if start is None or not init_from.has_head(start, objective_of(config, OBJECTIVES)):
+            return None
+    folder = Path(start).parent if Path(start).is_file() else Path(start)
+    for name in (TOKENIZER, PUBLIC):
+        if (path := folder / name).is_file():
+            return path
+    assert config.data.text is not None
+    if config.data.text.tokenizer is None:
+        raise ConfigError(f"config.{key}: {folder} has neither {TOKENIZER} nor {PUBLIC}; name that"
+                          " of its decoder by config.data.text.tokenizer")  # fmt: skip
     return None
 
 
@@ -153,7 +179,7 @@ def _train(config: Config, copy: Path, training: Split) -> None:
     assert config.data.text is not None
     texts = [
         text
-        for report in _reports(training)
+        for report in reports_of(training, skip=config.data.bad_records == "skip")
         for section in report.values()
         if (text := normalise(str(section), config.data.text.marks))
     ]
@@ -168,9 +194,3 @@ def _train(config: Config, copy: Path, training: Split) -> None:
     write_atomic(copy, model)
     print(f"tokenizer: {Tokenizer.load(copy).vocab:,} pieces, made of {len(texts):,} texts of"
           " the training split")  # fmt: skip
-
-
-def _reports(training: Split) -> Iterator[Report]:
-    for source, rows in zip(training.records, training.once, strict=True):
-        for index in rows:
-            yield source[int(index)]["report"]

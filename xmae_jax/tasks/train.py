@@ -47,7 +47,7 @@ def run(config: Config, workdir: Path, *, allow_config_change: bool, allow_fresh
         raise ConfigError(NO_DATA)
     config = of_run(config)
     if "head" in config.objective:
-        config = with_decoder(probe.with_encoder(config))
+        config = with_decoder(probe.with_encoder(config), workdir)
     objective, training = open_objective(config)
     if hosts.from_first(lambda: config_lib.to_json(config)) != config_lib.to_json(config):
         raise ConfigError(f"process {hosts.own()} was started with another config than process 0")

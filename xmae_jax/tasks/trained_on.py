@@ -14,6 +14,7 @@ from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.index import Index, read_index
 from xmae_jax.data.manifest import MANIFEST, DataError, file_digest
+from xmae_jax.models.weight_files import PICKLED, SAFE, is_weights
 from xmae_jax.rundir import read_run
 from xmae_jax.seal import json_digest
 from xmae_jax.tasks.model import LoadedRun
@@ -99,8 +100,10 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
         print(f"note: the run's training data cannot be read, so leaks are not looked for: {error}")
         return Checked(None, [], [str(loaded.workdir)], None)
     gone = []
-    for workdir, tree in _before(loaded):
+    for workdir, tree in before(loaded):
         try:
+            if tree is None:
+                raise DataError(f"there is no run in {workdir} any more")
             seen = _learnt(workdir, tree["data"]) | seen
         except DataError as error:
             print(f"note: leaks are not looked for in what {workdir} was trained on: {error}")
@@ -117,6 +120,20 @@ def check(loaded: LoadedRun, config: Config, splits: Sequence[str]) -> Checked:
     return Checked(found, [one.name for one in seen.values()], gone, np.array(positive))
 
 
+def about(loaded: LoadedRun, config: Config, split: str, checked: Checked) -> dict[str, Any]:
+    """Tell, beside the scores of a split, of what they are the scores."""
+    return {
+        "data": list(config.data.paths),
+        "own_data": is_own(loaded, config),
+        "run": str(loaded.workdir),
+        "step": loaded.step,
+        "of_training": of_training(loaded, config, split),
+        "leaks": checked.leaks,
+        "leaks_compared": checked.compared,
+        "leaks_not_compared": checked.gone,
+    }
+
+
 def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str], Index]:
     """Read what a run was trained on, by manifest and split."""
     paths = (data["path"],) if isinstance(data["path"], str) else data["path"]
@@ -129,16 +146,23 @@ def _learnt(workdir: Path, data: dict[str, Any]) -> dict[tuple[str | None, str],
     }
 
 
-def _before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs of findings or reports that a run was begun from, with their configs."""
+def before(loaded: LoadedRun) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Yield the runs of findings or reports that a run was begun from, with their configs.
+
+    None stands for that of a run that is gone, or lies elsewhere now. Weights files are no runs.
+    """
     passed = {loaded.workdir.absolute()}
     starts = _starts(loaded.config.init_from, loaded.config.objective)
     while starts:
         key, start = starts.pop(0)
         workdir = Path(start).absolute()
-        if workdir in passed or not (workdir.is_dir() and step_directories(workdir)):
+        if workdir in passed or workdir.suffix in (*SAFE, *PICKLED):
             continue
         passed.add(workdir)
+        if not step_directories(workdir):
+            if not is_weights(workdir):
+                yield workdir, None
+            continue
         try:
             tree = json.loads((workdir / "config.json").read_text())
         except (OSError, ValueError) as error:
