@@ -165,7 +165,7 @@ def _film(line: Sequence[str], where: str) -> Film:
     film = Film._make(line[: len(COLUMNS)])
     try:
         age = float(film.age) if film.age else np.nan
-        places = count(film.source_index), count(film.place)
+        places = count(line[1]), count(line[2])
     except ValueError:
         raise PredictionsError(f"{where}: source_index, index or age is no number") from None
     split = split_of(film.split, where)
