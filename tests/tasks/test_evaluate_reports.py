@@ -8,6 +8,7 @@ import pytest
 
 from tests.made_runs import make_run
 from xmae_jax.config import ConfigError
+from xmae_jax.data.text import NORMALISATION
 from xmae_jax.scores.reports import from_csv, to_csv
 from xmae_jax.tasks import evaluate, evaluate_reports
 from xmae_jax.tasks.model import load_run
@@ -92,7 +93,9 @@ def test_copies_are_looked_for_in_what_was_trained_on(texts_alone, tmp_path):
 
 def test_files(evaluated, shards):
     metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert metrics["about"]["leaks"] == {} and metrics["about"]["unreadable"] == 0
+    about = metrics["about"]
+    assert (about["leaks"], about["unreadable"], about["without_film"]) == ({}, 0, 0)
+    assert (about["normalisation"], about["marks"]) == (NORMALISATION, "drop_sentence")
     lines = list(csv.DictReader((evaluated / "predictions.csv").open(newline="")))
     assert len(lines) == metrics["studies"] > 0
     assert {line["split"] for line in lines} == {"test"}

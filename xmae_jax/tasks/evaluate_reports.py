@@ -21,6 +21,7 @@ from xmae_jax import writers
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import decode_image
+from xmae_jax.data.text import NORMALISATION
 from xmae_jax.evaluators.report import Reporting, comparison_table, table
 from xmae_jax.evaluators.report_page import report_page
 from xmae_jax.rundir import TOKENIZER
@@ -63,6 +64,7 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
         metrics["about"] |= {
             **trained_on.about(loaded, config, name, checked),
             "marks": config.data.text.marks,
+            "normalisation": NORMALISATION,
             "unreadable": len(one.films) - len(rows),
         }
         digest = trained_on.data_digest(config)
