@@ -13,7 +13,6 @@ Command: python -m benchmarks.generate   (needs the extra `bench`; without it, o
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -119,9 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         try:
             writers["theirs"] = theirs(sizes, Path(folder), states, config, threads=options.threads)
-            foreign = read_t5(Path(folder))
-            sizes = dataclasses.replace(foreign.config, dropout=0.0)
-            model = nnx.merge(nnx.graphdef(model), nested(foreign.params))
+            model = nnx.merge(nnx.graphdef(model), nested(read_t5(Path(folder)).params))
         except ImportError as error:
             print(f"skipped: transformers ({error}; pip install -e '.[bench]')")
     writers["ours"] = ours(model, states, config)

@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tool": f"radeval {importlib.metadata.version('radeval')}",
         "metrics": list(flags.metrics),
         "predictions_sha256": hashlib.sha256(data).hexdigest(),
-        "splits": {name: scored(of, evaluator) for name, of in pairs(data.decode()).items()},
+        "splits": {
+            name: scored(of, evaluator) for name, of in pairs(data.decode("utf-8-sig")).items()
+        },
     }
     place = flags.predictions.with_name(NAME)
     fresh = place.with_suffix(".tmp")

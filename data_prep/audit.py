@@ -19,7 +19,7 @@ from typing import Any
 
 from data_prep.arguments import BAD_DATA, DISK, INTERRUPTED, USAGE, Parser, UsageError
 from xmae_jax.data.index import Index, read_index
-from xmae_jax.data.leaks import Leak, describe, find_leaks, other_keys
+from xmae_jax.data.leaks import Leak, describe, describe_same, find_leaks, other_keys, same_reports
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import SPLITS
 
@@ -38,6 +38,8 @@ def audit(
     leaks = find_leaks(train, [*val, *test]) + find_leaks(val, test)
     problems = describe(leaks).splitlines()
     notes = [note for of_split in (train, val, test) for note in _copies(of_split)]
+    if same := same_reports(train, [*val, *test]) + same_reports(val, test):
+        notes.append(describe_same(same))
     keys = other_keys([*train, *val, *test])
     if keys and allow_other_keys:
         notes.append(f"{keys}; across keys, only their pictures were")

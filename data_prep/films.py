@@ -14,10 +14,11 @@ from data_prep.inputs import Row
 from data_prep.splits import keyed_id
 from xmae_jax.data import records
 from xmae_jax.data.film import Film, FilmError, dicom_ids, read_deep, read_film
-from xmae_jax.data.index import Entry, label_text, perceptual_hash, pixel_digest
+from xmae_jax.data.index import LONG, Entry, label_text, perceptual_hash, pixel_digest
 from xmae_jax.data.lungs import hull
 from xmae_jax.data.people import stored_age
 from xmae_jax.data.records import MASK_SIDE, Record, Report
+from xmae_jax.data.text import normalise, words
 from xmae_jax.data.transforms import square_film
 
 FRAMES = ("refuse", "first")
@@ -56,9 +57,9 @@ class Made:
     entry: Entry
 
 
-def unknown_patient(film: str) -> str:
-    """Name the patient of a film of which no table and no header names one."""
-    return f"film:{film}"
+def unknown_patient(film: str, study: str) -> str:
+    """Name the patient of a film of which no table and no header names one: a study has one."""
+    return f"study:{study}" if study else f"film:{film}"
 
 
 def patients_of(paths: Iterable[Path]) -> list[str]:
@@ -69,12 +70,12 @@ def patients_of(paths: Iterable[Path]) -> list[str]:
 def make_record(job: Job, settings: Settings, key: bytes) -> Made:
     """Make the record of one film; raise FilmError if it is not usable."""
     film = read_film(job.path, frames=settings.frames)
-    if job.patient == unknown_patient(job.film):
+    patient = job.patient
+    if patient == unknown_patient(job.film, job.row.study):
         if film.patient:  # else a patient would be two, in two splits perhaps
             raise FilmError("cannot be read each time: its header gave no patient at first")
-        patient = f"{job.patient} {pixel_digest(film.pixels)}"  # nobody of another data set
-    else:
-        patient = job.patient
+        if not job.row.study:
+            patient += f" {pixel_digest(film.pixels)}"  # nobody of another data set
     view = job.row.view or film.view
     deep = settings.codec == "png16"
     pixels = read_deep(job.path, frames=settings.frames) if deep else film.pixels
@@ -114,10 +115,16 @@ def make_record(job: Job, settings: Settings, key: bytes) -> Made:
         original_size=np.array(film.original_size, np.int32),
         valid_box=np.array(box, np.int32),
     )
-    return Made(records.encode(record), _entry(record, film))
+    return Made(records.encode(record), _entry(record, film, report_id(record["report"], key)))
 
 
-def _entry(record: Record, film: Film) -> Entry:
+def report_id(report: Report, key: bytes) -> str:
+    """Derive what stands in the index for findings and impression; empty if they are short."""
+    text = normalise(f"{report['findings']} {report['impression']}", "keep").lower()
+    return keyed_id(key, "text", text) if len(words(text)) >= LONG else ""
+
+
+def _entry(record: Record, film: Film, text: str) -> Entry:
     return Entry(
         id=record["id"],
         patient=record["patient"],
@@ -138,6 +145,7 @@ def _entry(record: Record, film: Film) -> Entry:
         mask_source=record["mask_source"],
         mask_quality=round(record["mask_quality"], 4),
         flags=" ".join(film.flags),
+        text=text,
     )
 
 

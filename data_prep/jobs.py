@@ -43,12 +43,12 @@ def licensed(inputs: Inputs, licences: Sequence[str] | None) -> Inputs:
 def notes_of(jobs: Sequence[Job], inputs: Inputs) -> list[str]:
     """Say what whoever builds should know of patients and reports."""
     notes = list(inputs.notes)
-    alone = sum(job.patient == unknown_patient(job.film) for job in jobs)
+    alone = sum(job.patient == unknown_patient(job.film, job.row.study) for job in jobs)
     if alone:
         notes.append(
             f"of {alone:,} of {len(jobs):,} films no patient is known (a column patient_id, a"
-            " header or an adapter would tell): each passes for a patient of its own, so films of"
-            " one patient may stand in two splits"
+            " header or an adapter would tell): each, or its study, passes for a patient of its"
+            " own, so films of one patient may stand in two splits"
         )
     if inputs.reports:
         with_text = sum(job.row.study in inputs.reports for job in jobs if job.row.study)
@@ -67,8 +67,8 @@ def jobs_of(inputs: Inputs, workers: Workers) -> list[Job]:
     found = workers.map(_patients, chunks)
     patients = dict(zip(unknown, (name for names in found for name in names), strict=True))
     for film in inputs.films:
-        patients[film] = inputs.rows.get(film, empty).patient or patients[film]
-        patients[film] = patients[film] or unknown_patient(film)
+        row = inputs.rows.get(film, empty)
+        patients[film] = row.patient or patients[film] or unknown_patient(film, row.study)
     official: dict[str, str] = {}  # patient -> split, for films that no table names too
     for film, row in inputs.rows.items():
         if row.split and film in patients:

@@ -1,12 +1,15 @@
 """Turn a table of reports without films into shards, for training on text alone.
 
-    python -m data_prep.reports --input reports.csv --output DIR
+    python -m data_prep.reports --input reports.csv --output DIR [--patient-prefix openi:]
 
 A row a study, by the columns `study_id`, `patient_id`, `findings`, `impression`, `indication`,
 `comparison`, `source`, `split`, `licence`, `sex`, `age` and findings by name, of which all but the
 first may be missing. The shards are those of `data_prep.build` but for the film, which is empty:
 ids are made with the same key, so patients are compared with those of films, and without a column
-`split` a patient falls into the same one. A study with neither findings nor impression is left out.
+`split` a patient falls into the same one. For that the ids must be those of the films: adapters put
+the name of the data set before them, and so does `--patient-prefix`. Without a patient a study has
+one of its own, as have films of no known patient. A study with neither findings nor impression is
+left out.
 
 Exit codes: 0 done, 64 usage, 65 bad data, 74 disk or I/O.
 """
@@ -27,11 +30,12 @@ import numpy as np
 
 from data_prep import splits
 from data_prep.arguments import BAD_DATA, DISK, INTERRUPTED, NAME, USAGE, Parser, UsageError
+from data_prep.films import report_id, unknown_patient
 from data_prep.finish import REJECTED, write_rejected
 from data_prep.inputs import Row, sha256_of, split_name
 from data_prep.tables import Line, Table
 from xmae_jax.data import records
-from xmae_jax.data.index import INDEX, Entry, label_text, write_index
+from xmae_jax.data.index import INDEX, REPORT, Entry, label_text, write_index
 from xmae_jax.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -58,13 +62,16 @@ class _Study:
     split: str
 
 
-def read(path: Path) -> tuple[dict[str, _Study], list[tuple[str, str]]]:
-    """Read the studies of a table by their raw ids, and what is left out of it, with the reason."""
+def read(path: Path, prefix: str = "") -> tuple[dict[str, _Study], list[tuple[str, str]]]:
+    """Read the studies of a table by their raw ids, and what is left out of it, with the reason.
+
+    prefix: goes before the patients' ids. A patient's row without a split goes where others go.
+    """
     table = Table(path, required=("study_id",))
     findings = table.findings(but=(*_COLUMNS, *records.NO_REPORT))
-    studies: dict[str, _Study] = {}
+    studies: dict[str, tuple[Row, Report]] = {}
     rejected: list[tuple[str, str]] = []
-    of_patient: dict[str, str] = {}
+    official: dict[str, str] = {}  # patient -> split, as far as the table says
     for line in table:
         name = line.id("study_id")
         if not name:
@@ -73,20 +80,21 @@ def read(path: Path) -> tuple[dict[str, _Study], list[tuple[str, str]]]:
         if not report["findings"] and not report["impression"]:
             rejected.append((f"{path.name}, line {line.number}", _NOTHING))
             continue
-        row = _row(line, findings(line))
-        split = row.split or splits.split_of(row.patient)
-        if of_patient.setdefault(row.patient, split) != split:
+        row = _row(line, findings(line), prefix)
+        if row.split and official.setdefault(row.patient, row.split) != row.split:
             raise line.error("split", "a patient with reports in two splits")
-        made = _Study(row, report, split)
-        if studies.setdefault(name, made) != made:
+        if studies.setdefault(name, (row, report)) != (row, report):
             raise line.error("study_id", "a second row of one study says something else")
-    return studies, rejected
+    splits_of = {row.patient: official.get(row.patient) or splits.split_of(row.patient)
+                 for row, _ in studies.values()}  # fmt: skip
+    made = {name: _Study(*one, splits_of[one[0].patient]) for name, one in studies.items()}
+    return made, rejected
 
 
-def _row(line: Line, findings: tuple[float, ...]) -> Row:
-    study = line.id("study_id")
+def _row(line: Line, findings: tuple[float, ...], prefix: str) -> Row:
+    study, patient = line.id("study_id"), line.id("patient_id")
     return Row(
-        patient=line.id("patient_id") or f"report:{study}",
+        patient=f"{prefix}{patient}" if patient else unknown_patient("", study),
         study=study,
         source=line.word("source"),
         findings=findings,
@@ -122,7 +130,7 @@ def make_record(study: _Study, key: bytes) -> Record:
     )
 
 
-def _entry(record: Record) -> Entry:
+def _entry(record: Record, key: bytes) -> Entry:
     alone = hashlib.sha256(f"report {record['id']}".encode()).hexdigest()
     return Entry(
         **{name: record[name] for name in ("id", "patient", "study", "split", "source", "view")},
@@ -132,7 +140,7 @@ def _entry(record: Record) -> Entry:
         # No film, so a copy of none: nothing else has these, or others within NEAR bits.
         pixels=alone,
         phash=alone,
-        kind="report",
+        kind=REPORT,
         bits=0,
         vendor="",
         height=0,
@@ -140,6 +148,7 @@ def _entry(record: Record) -> Entry:
         mask_source="none",
         mask_quality=0.0,
         flags="",
+        text=report_id(record["report"], key),
     )
 
 
@@ -162,7 +171,7 @@ def write(
             shard = records.shard_name(about["name"], split=split, index=index, total=len(parts))
             records.write_shard(folder / shard, map(records.encode, made))
             files.append(describe(folder / shard, split=split, records=len(made)))
-            entries += map(_entry, made)
+            entries += [_entry(record, key) for record in made]
     write_index(folder, entries)
     write_rejected(folder / REJECTED, rejected)
     metadata = records.write_tfds_metadata(
@@ -195,7 +204,11 @@ def build(options: argparse.Namespace) -> str:
         "fit": "none",
         "codec": "none",
         "generator": {"program": "data_prep.reports", "record_format": FORMAT},
-        "arguments": {"name": options.name, "key_fingerprint": splits.fingerprint(key)},
+        "arguments": {
+            "name": options.name,
+            "key_fingerprint": splits.fingerprint(key),
+            "patient_prefix": options.patient_prefix,
+        },
         "inputs": sha256_of(options.input),
     }
     if output.exists() and any(output.iterdir()):
@@ -206,7 +219,7 @@ def build(options: argparse.Namespace) -> str:
             raise UsageError(f"{output} was built from something else: choose another --output")
         check(output, manifest)
         return f"{output}: up to date, nothing changed"
-    studies, rejected = read(options.input)
+    studies, rejected = read(options.input, options.patient_prefix)
     if not studies:
         raise DataError(f"{options.input}: no report")
     work = output.with_name(output.name + ".incomplete")
@@ -216,7 +229,14 @@ def build(options: argparse.Namespace) -> str:
     write_manifest(work, manifest)
     work.rename(output)
     per_split = ", ".join(f"{name} {n}" for name, n in manifest["counts"]["splits"].items())
-    return f"{len(studies)} reports ({per_split}), {len(rejected)} rejected (see {REJECTED})"
+    told = f"{len(studies)} reports ({per_split}), {len(rejected)} rejected (see {REJECTED})"
+    alone = sum(s.row.patient == unknown_patient("", s.row.study) for s in studies.values())
+    if alone:
+        told += (
+            f"\nnote: of {alone} reports no patient is known (a column patient_id would tell): they"
+            " are not compared with films by patient, and may be of one whose films are held out"
+        )
+    return told
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -224,6 +244,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, metavar="CSV")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--name", default="reports", help="of the data set, in the shards' names")
+    parser.add_argument("--patient-prefix", default="", metavar="TEXT",
+                        help="before patients' ids, as of their films: openi:, mimic:")  # fmt: skip
     parser.add_argument("--key", type=Path, metavar="FILE", help="of the ids; made if absent")
     options = parser.parse_args(arguments)
     if not options.input.is_file():

@@ -5,7 +5,7 @@
 A unigram SentencePiece model with byte fallback, so that any text in any script comes back whole;
 padding, end and unknown are 0, 1 and 2, as in T5. It reads the sections of the training split
 alone, each study once, in the form of `xmae_jax.data.text.normalise`: of shards by their split, of
-a table by its columns `study_id`, `patient_id` and the hash of the patient. The same input gives
+a table as `data_prep.reports` splits it. The same input gives
 the same bytes. FILE.json beside it says what it was made of and how it fits the training texts and
 those of val.
 
@@ -25,40 +25,41 @@ from typing import get_args
 
 import sentencepiece
 
+from data_prep import reports
 from data_prep.arguments import BAD_DATA, DISK, INTERRUPTED, USAGE, Parser, UsageError
 from data_prep.inputs import sha256_of
-from data_prep.splits import split_of
-from data_prep.tables import Table
 from xmae_jax.data.manifest import MANIFEST, DataError, load_manifest
 from xmae_jax.data.records import Records, Report
 from xmae_jax.data.text import NORMALISATION, Marks, Tokenizer, fertility, normalise
 from xmae_jax.data.tokenizer_training import LANGUAGES, train_tokenizer
 
 
-def reports_of(path: Path, split: str) -> Iterator[Report]:
-    """Yield the reports of a split, each study once; of a table by the hash of its patients."""
+def reports_of(path: Path, split: str, prefix: str = "") -> Iterator[Report]:
+    """Yield the reports of a split, each study once; `data_prep.reports` splits a table."""
     if path.is_dir():
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()
         if any(entry["split"] == split for entry in load_manifest(path)["files"]):
             for record in Records(path, split):
-                if record["study"] not in seen:
-                    seen.add(record["study"])
+                if (study := (record["patient"], record["study"])) not in seen:
+                    seen.add(study)
                     yield record["report"]
         return
-    for line in Table(path, required=("study_id",)):
-        if split_of(line.id("patient_id") or line.id("study_id")) == split:
-            yield line.report()
+    yield from (study.report for study in reports.read(path, prefix)[0].values()
+                if study.split == split)  # fmt: skip
 
 
-def texts_of(path: Path, split: str, marks: Marks) -> list[str]:
+def texts_of(path: Path, split: str, marks: Marks, *, prefix: str = "") -> list[str]:
     """Return the sections of a split's reports, normalised."""
-    texts = [normalise(text, marks) for one in reports_of(path, split) for text in one.values()]
-    return [text for text in texts if text]
+    told = (text for one in reports_of(path, split, prefix) for text in one.values())
+    return [text for text in (normalise(text, marks) for text in told) if text]
 
 
 def make(options: argparse.Namespace) -> str:
     """Train, and write the model and its card; return the summary."""
-    texts = texts_of(options.input, "train", options.marks)
+    texts, held_out = (
+        texts_of(options.input, split, options.marks, prefix=options.patient_prefix)
+        for split in ("train", "val")
+    )
     if not texts:
         raise DataError(f"{options.input}: no report in the training split")
     model = train_tokenizer(texts, vocab=options.vocab, language=options.language)
@@ -76,7 +77,7 @@ def make(options: argparse.Namespace) -> str:
         "input_sha256": sha256_of(options.input / MANIFEST if shards else options.input),
         "fertility": {
             "train": fertility(tokenizer, texts),
-            "val": fertility(tokenizer, texts_of(options.input, "val", options.marks)),
+            "val": fertility(tokenizer, held_out),
         },
     }
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
@@ -105,6 +106,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--language", choices=LANGUAGES, default="en")
     parser.add_argument("--marks", choices=get_args(Marks), default="keep",
                         help="what to do with XXXX and ___")  # fmt: skip
+    parser.add_argument("--patient-prefix", default="", metavar="TEXT",
+                        help="before a table's patients, as in data_prep.reports")  # fmt: skip
     options = parser.parse_args(arguments)
     if not options.input.exists():
         raise UsageError(f"--input {options.input}: not there")

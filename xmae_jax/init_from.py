@@ -63,12 +63,9 @@ def load_decoder(
         )
         return loaded, [f"decoder from {path}: {told}"]
     foreign = convert_t5.read_t5(Path(path))
-    arrays, told = convert_t5.fit_t5(foreign, config)
-    return _placed(arrays, params, shardings), [
-        f"decoder from {foreign.path}",
-        *foreign.notes,
-        *told,
-    ]
+    convert_t5.check_t5(foreign, config)
+    lines = [f"decoder from {foreign.path}", *foreign.notes]
+    return _placed(foreign.params, params, shardings), lines
 
 
 def _placed(arrays: dict[str, np.ndarray], params: Params, shardings: Params) -> Params:

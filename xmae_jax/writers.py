@@ -19,11 +19,18 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 
-def write_atomic(path: Path, text: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, even after a loss of power."""
+def write_atomic(path: Path, text: str | bytes, *, private: bool = False) -> None:
+    """Write a file so that it is there whole or not at all, even after a loss of power.
+
+    private: the file and its folder are their owner's alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if private:
+        path.parent.chmod(0o700)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)
         file.write(text.encode() if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())

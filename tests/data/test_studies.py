@@ -108,6 +108,14 @@ def test_which_films_of_a_study_are_shown(shards):
         Studies(Films(["PA"]), [], views=1)
 
 
+def test_a_study_has_one_patient(shards):
+    entry = read_entries(shards)[0]  # an archive may count studies anew for each patient
+    entries = [entry._replace(id=str(i), patient=p) for i, p in enumerate(("a", "b", "a"))]
+    studies = Studies(Films(["PA", "PA", "L"]), entries, views=2)
+    assert [[film["id"] for film in one["films"]] for one in studies] == [["0", "2"], ["1"]]
+    assert [one.patient for one in studies.entries] == ["a", "b"]
+
+
 def test_the_digest_names_records_and_views(shards):
     one, again, two = (open_studies(shards, "train", views=n) for n in (1, 1, 2))
     assert one.digest == again.digest != two.digest
@@ -129,6 +137,26 @@ def test_a_damaged_film_names_its_record(shards, tmp_path):
     with pytest.raises(DataError, match=where.replace(",", ": ").replace(":  ", ": ")):
         studies[0]
     assert where.split(",")[0] in str(studies.damage(0, ValueError("x")))
+
+
+class Junk(Records):
+    """Films of which lateral ones are no picture."""
+
+    def __getitem__(self, index):
+        film = super().__getitem__(index)
+        return {**film, "image": b"no"} if film["view"] == "LATERAL" else film
+
+
+def test_a_second_film_that_is_no_picture_is_the_one_named(shards, text):
+    entries = [entry for entry in read_entries(shards) if entry.split == "train"]
+    records = Junk(shards, "train")
+    studies = Studies(records, entries, views=2)
+    index = next(i for i, study in enumerate(studies) if len(study["films"]) == 2)
+    second = [entry.id for entry in entries].index(studies[index]["films"][1]["id"])
+    ids = np.array([[0, index]], np.int32)
+    with pytest.raises(DataError, match=rf"record {second} is damaged"):
+        LoadStep(lambda step: ids, [studies], view_of(text), 0, slice(None), skip=False)(0)
+    assert studies.where(index) == records.where(second)
 
 
 def test_views_have_their_number():

@@ -75,6 +75,21 @@ def test_sections_of_mimics_layout():
     assert sections("No headings here.") == sections("") == NO_REPORT
 
 
+def test_findings_without_a_heading_are_no_prefix():
+    told = "Large right effusion.\n LUNGS: hyperinflated.\n\n IMPRESSION:  Effusion.\n"
+    for before in ("COMPARISON:  ___.\n \n", "COMPARISON:\n\n ___.\n\n"):
+        found = sections(f" INDICATION:  Cough\n and fever.\n\n {before} PA view. {told}")
+        assert found == {
+            "findings": "PA view. Large right effusion.\nLUNGS: hyperinflated.",
+            "impression": "Effusion.",
+            "indication": "Cough and fever.",
+            "comparison": "___.",
+        }
+    with_heading = sections(f"COMPARISON: ___.\n\nPA view.\n\nFINDINGS:\n\n {told}")
+    assert with_heading["findings"] == "Large right effusion.\nLUNGS: hyperinflated."
+    assert with_heading["comparison"] == "___."
+
+
 def test_sections_of_open_is_layouts():
     assert sections(OPEN_I) == {
         "findings": "Heart size normal.",

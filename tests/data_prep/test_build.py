@@ -20,6 +20,7 @@ from tests.data.made import dicom
 from xmae_jax.data.index import label_matrix, read_entries
 from xmae_jax.data.manifest import load_manifest
 from xmae_jax.data.records import FINDINGS, NO_REPORT, Records, decode_image, decode_mask
+from xmae_jax.data.studies import open_studies
 
 HEX = set("0123456789abcdef")
 EDEMA, MASS = FINDINGS.index("Edema"), FINDINGS.index("Mass")
@@ -543,3 +544,16 @@ def test_films_of_unknown_patients_and_reports_are_told(archive, tmp_path, capsy
     assert "of 26 of 26 films no patient is known (a column patient_id" in told
     assert "0 films have one of the 1 reports" in told
     assert "no patient is known" in (tmp_path / "out/report.html").read_text()
+
+
+def test_films_of_a_study_without_a_patient_are_one_patients(archive, tmp_path, capsys):
+    rows = [(f"images/site{i % 3}/ZZPHI_{i:02d}.png", f"study-{i // 2}") for i in range(12)]
+    table(archive / "labels.csv", ("image", "study_id"), *rows)
+    assert run(archive, tmp_path / "out") == 0
+    assert "of 26 of 26 films no patient is known" in capsys.readouterr().out
+    studies = [
+        study
+        for split in ("train", "val", "test")
+        for study in open_studies(tmp_path / "out", split, views=2)
+    ]
+    assert sum(len(study["films"]) == 2 for study in studies) == 6 and len(studies) == 18

@@ -1,22 +1,26 @@
 """Reports without films as shards: the same schema, ids and splits; nothing of them in messages."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
 
+import cv2
 import numpy as np
 import pytest
 
-from data_prep import phantoms, reports, verify
+from data_prep import build, phantoms, reports, verify
+from data_prep.audit import audit
 from data_prep.splits import split_of
 from tests.data.test_studies import film, model, seen, study, text, view_of  # noqa: F401
 from xmae_jax.data.batch import LoadStep
-from xmae_jax.data.index import label_matrix, near_pairs, read_entries, read_index
+from xmae_jax.data.index import INDEX, label_matrix, near_pairs, read_entries, read_index
 from xmae_jax.data.leaks import find_leaks
-from xmae_jax.data.manifest import load_manifest
+from xmae_jax.data.manifest import file_digest, load_manifest, write_manifest
 from xmae_jax.data.records import FINDINGS, Records
 from xmae_jax.data.studies import open_studies
+from xmae_jax.tasks.train import refuse_leaks
 
 SECRET = "Zyxwvut"
 
@@ -136,6 +140,46 @@ def test_patients_are_compared_with_those_of_films(shards, tmp_path, key):
     assert len(leaks) == len(films["val"].ids) + len(films["test"].ids)
 
 
+def test_a_report_of_a_film_under_another_name_of_its_patient_is_told(tmp_path, key, capsys):
+    told = " ".join(f"Word {i} of a report." for i in range(12))
+    films = tmp_path / "films"
+    (films / "images").mkdir(parents=True)
+    cv2.imwrite(str(films / "images/a.png"), phantoms.draw(0, 0, size=96).image)
+    row = {"image": "images/a.png", "patient_id": "openi:1", "study_id": "1", "split": "test"}
+    table(films / "labels.csv", [row])
+    table(films / "reports.csv", [{"study_id": "1", "findings": told, "impression": ""}])
+    argv = ["--input", films, "--output", tmp_path / "shards", "--key", key, "--size", "64"]
+    assert build.main([str(one) for one in [*argv, "--lungs", "none", "--workers", "1"]]) == 0
+    one = {"study_id": "x", "patient_id": "1", "findings": f" {told}", "split": "train"}
+    short = one | {"study_id": "y", "patient_id": "2", "findings": "Clear."}
+    source = table(tmp_path / "r.csv", [one, short])
+    assert made(source, tmp_path / "out", key) == 0
+    seen, held = read_index(tmp_path / "out")["train"], read_index(tmp_path / "shards")["test"]
+    assert len(seen.texts_alone) == len(held.texts) == 1 and not seen.texts
+    capsys.readouterr()
+    assert refuse_leaks([seen], [held], allow=False) == {"same report": 1}
+    assert "note: 1 long reports stand in two splits word for word" in capsys.readouterr().out
+    assert "1 long reports" in audit([tmp_path / "out", tmp_path / "shards"])[0]["notes"][0]
+    assert refuse_leaks([held], [dataclasses.replace(held, name="other")], allow=True) == {
+        "patient": 1, "copy": 1
+    }  # fmt: skip
+    assert made(source, tmp_path / "named", key, "--patient-prefix", "openi:") == 0
+    named = read_index(tmp_path / "named")["train"]
+    assert {leak.kind for leak in find_leaks([named], [held])} == {"patient"}
+
+
+def test_an_index_from_before_texts_is_read(reported, tmp_path):
+    for path in reported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    lines = (tmp_path / INDEX).read_text().splitlines()
+    (tmp_path / INDEX).write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    manifest = load_manifest(tmp_path)
+    manifest["metadata"][INDEX] = file_digest(tmp_path / INDEX)
+    write_manifest(tmp_path, {k: v for k, v in manifest.items() if k != "format"})
+    blank = [entry._replace(text="") for entry in read_entries(reported)]
+    assert list(map(str, read_entries(tmp_path))) == list(map(str, blank))
+
+
 def test_a_report_is_a_copy_of_no_film_and_of_no_other(reported):
     for index in read_index(reported).values():
         assert len(set(index.pixels)) == len(index.pixels)
@@ -156,7 +200,7 @@ def test_studies_and_view_have_no_image(reported, shards, text):  # noqa: F811
 
 def test_a_set_of_reports_with_a_film_is_damaged(reported, shards, tmp_path, capsys):
     from xmae_jax.data import records as lib
-    from xmae_jax.data.manifest import describe, write_manifest
+    from xmae_jax.data.manifest import describe
 
     for path in reported.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

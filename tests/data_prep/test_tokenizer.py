@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data_prep import tokenizer
+from data_prep import reports, tokenizer
 from data_prep.splits import split_of
 from tests.data.test_text import CHINESE, ENGLISH
 from xmae_jax.data.records import Records
@@ -63,6 +63,30 @@ def test_only_training_patients_are_read(tmp_path):
     assert held and sum("Zyxwvut" in text for text in held) == len(held) // 2
     model = Tokenizer.load(tmp_path / "a.model")
     assert not any("Z" in model.model.id_to_piece(i) for i in range(model.vocab))
+
+
+def test_a_table_is_split_as_its_shards_are(tmp_path, capsys):
+    rows = [
+        {"study_id": f"s{i}", "patient_id": f"p{i // 2}" if i % 3 else "", "impression": f"No {i}."}
+        for i in range(80)
+    ]
+    for row in rows[::2]:
+        row["split"] = "test" if row["patient_id"] in ("p4", "p7", "p8") else ""
+    source = tmp_path / "reports.csv"
+    with source.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["study_id", "patient_id", "impression", "split"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "key").write_text("17" * 32)
+    argv = ["--input", str(source), "--output", str(tmp_path / "out"), "--patient-prefix", "openi:"]
+    assert reports.main([*argv, "--key", str(tmp_path / "key")]) == 0
+    assert "note: of 27 reports no patient is known" in capsys.readouterr().out
+    for split in ("train", "val", "test"):
+        of_table = tokenizer.texts_of(source, split, "keep", prefix="openi:")
+        assert sorted(of_table) == sorted(tokenizer.texts_of(tmp_path / "out", split, "keep"))
+    assert {"No 8.", "No 14.", "No 17."} <= {*of_table}  # 17: another row tells its patient's split
+    assert split_of("openi:p14") != split_of("p14")
+    assert "No 28." in tokenizer.texts_of(source, split_of("openi:p14"), "keep", prefix="openi:")
 
 
 def test_shards_give_each_study_once(shards, tmp_path):

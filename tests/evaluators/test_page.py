@@ -55,7 +55,7 @@ def test_what_it_says(made):
     shown = " ".join(re.sub(r"<[^>]+>", " ", text.partition("<body>")[2]).split())
     for told in (
         "step 40 of runs/x", "50 patients, 100 studies, 150 films", "150 films of the split val",
-        "allowed by the config: 2 × near copy", "their records are damaged: 3 films",
+        "not refused: 2 × near copy", "their records are damaged: 3 films",
         "all films are on one side: Hernia", "head more than 1,000", "undefined", "mean of 2 of 3",
         "other.csv", "By age", "100 studies in place of 150 films",
     ):  # fmt: skip

@@ -1,5 +1,6 @@
 """Perplexity: sums over all tokens, divided once; the file alone gives the same numbers."""
 
+import json
 import math
 
 import numpy as np
@@ -55,3 +56,17 @@ def test_it_is_a_mean_over_tokens_and_not_over_studies(tokenizer, tmp_path):
     evaluator.draw(made, tmp_path / "page.png", title="a run")
     page = np.asarray(Image.open(tmp_path / "page.png")).astype(int)
     assert (page[..., 0] > page[..., 1] + 5).any()  # some red
+
+
+@pytest.mark.parametrize("nll", [800.0, np.inf, np.nan])
+def test_a_model_that_diverges_ends_nothing(tokenizer, tmp_path, nll):
+    made = rows(tokenizer)[:1]
+    made[0]["token_nll"] = np.where(made[0]["token_nll"] > 0, np.float32(nll), 0)
+    made[0]["nll"] = made[0]["token_nll"].sum()
+    evaluator = Perplexity(tokenizer)
+    metrics, _ = evaluator.evaluate({"val": made.__iter__})
+    val = metrics["splits"]["val"]
+    assert val["perplexity"] is None and (val["nll"] is None) == (not np.isfinite(nll))
+    assert json.dumps(metrics, allow_nan=False)
+    assert "perplexity (val): no finite number" in evaluator.table(metrics)
+    evaluator.draw(made, tmp_path / "page.png", title="a run")

@@ -11,7 +11,7 @@ from xmae_jax.evaluators.report import Reporting, Study, table
 from xmae_jax.evaluators.report_page import SHOWN, report_page
 from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.report_summary import summarise
-from xmae_jax.scores.reports import from_csv
+from xmae_jax.scores.reports import Reports, Written, from_csv
 
 NORMAL = "The heart size is normal. The lungs are clear."
 TEXTS = [
@@ -36,6 +36,19 @@ def row(place: int, text: str) -> dict:
     return {"id": np.array([0, place]), "written": tokens, "has_image": np.array([True, False])}
 
 
+def written(texts) -> Reports:
+    unknown = (np.nan,) * len(NAMES)
+    return Reports(
+        tuple(
+            Written(
+                "test", 0, i, f"i{i}", f"p{i}", "", "", "findings", text, reference, 9,
+                None, None, unknown,
+            )
+            for i, (text, reference) in enumerate(texts)
+        )
+    )  # fmt: skip
+
+
 def study(place: int, reference: str) -> Study:
     labels = [np.nan] * len(NAMES)
     labels[NAMES.index("Pleural Effusion")] = float("effusion" in reference)
@@ -46,7 +59,9 @@ def evaluator(texts=TEXTS, *, training=(NORMAL, "Another text.")) -> Reporting:
     studies = [study(i, reference) for i, (_, reference) in enumerate(texts)]
     letters = Tokenizer("", 0, None)
     object.__setattr__(letters, "decode", Letters().decode)
-    return Reporting(letters, {"test": [studies]}, training, ("findings",), meteor=False)
+    return Reporting(
+        letters, {"test": [studies]}, training, ("findings",), "drop_word", meteor=False
+    )
 
 
 def evaluated(texts=TEXTS, **more) -> tuple[dict, str]:
@@ -90,7 +105,9 @@ def test_known_numbers():
     assert (own["copied"], own["distinct"], own["empty"]) == (2, 4, 1)
     assert metrics["originality"]["references"]["copied"] == 1
     assert 0 < metrics["text"]["full"]["bleu4"]["value"] < 1
-    assert metrics["text"]["cut"]["bleu4"]["signature"].endswith("sections:findings|cut:59")
+    assert metrics["text"]["cut"]["bleu4"]["signature"].endswith(
+        "sections:findings|norm:report-1|marks:drop_word|cut:59"
+    )
     assert metrics["tokens"]["median"] == 29
 
 
@@ -117,6 +134,16 @@ def test_training_that_is_not_known():
     metrics, _ = evaluated(training=None)
     assert metrics["originality"]["generated"]["copied"] is None
     assert "not known" in table(metrics)
+
+
+def test_findings_of_chinese_reports_are_not_scored():
+    texts = [("左侧胸腔积液。", "双肺未见异常。"), ("双肺清晰。", "双肺清晰。")]
+    metrics = summarise(written(texts), "test", meteor=False)
+    assert metrics["findings"] is metrics["labels"] is metrics["sides"] is None
+    assert "English" in metrics["why"] and "English" in table(metrics)
+    metrics["about"] = {"predictions": "p.csv"}
+    page = report_page(written(texts), metrics, films=lambda study: [])
+    assert "English" in page and 'id="findings"' not in page and "nan" not in page
 
 
 def test_table():
@@ -158,7 +185,6 @@ def page() -> str:
         "run": "runs/<x>",
         "step": 3,
         "leaks": {},
-        "marks": "drop_word",
         "unreadable": 2,
     }
     film = np.full((600, 400), 128, np.uint8)
@@ -185,5 +211,13 @@ def test_page_shows_best_and_worst(page):
     assert 'alt="film 2 of study' in best and "no film" in best
     assert "1. F1 1.000, ROUGE-L 1.000" in best and "1. F1 0.000, ROUGE-L 0.000" in worst
     assert '<span class="chip missed">Cardiomegaly</span>' in worst
-    assert "Pleural Effusion (right, not left)" in page
+    assert "Pleural Effusion (right, not left)" in page and "<dd>drop word</dd>" in page
     assert "damaged: 2 studies" in page
+    assert "<code>predictions.csv</code> beside this page" in page
+
+
+def test_page_names_the_file_that_it_is_made_of():
+    metrics, text = evaluated()
+    metrics["about"] = {"predictions": "some/p.csv"}
+    page = report_page(from_csv(text, name=""), metrics, films=lambda study: [])
+    assert "from <code>some/p.csv</code>." in page and "beside this page" not in page

@@ -209,6 +209,10 @@ def without(arrays, name):
         (state_dict() | {"pos_embed": np.ones((10, 16))}, ["pos_embed is (10, 16)"]),
         (state_dict() | {"pos_embed": np.ones((1, 10, 8))}, ["and the width is 16"]),
         (state_dict() | {"pos_embed": np.ones((1, 12, 16))}, ["12 positions are no square grid"]),
+        (
+            state_dict() | {f"blocks.{'9' * 5000}.norm1.bias": np.ones(16)},
+            ["missing blocks.2.norm1.bias", "extra blocks.9999"],
+        ),
         ({"conv.weight": np.ones((3, 3))}, ["not in the format of", "it has conv.weight"]),
     ],
 )

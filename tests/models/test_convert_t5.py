@@ -1,4 +1,4 @@
-"""T5 weights files: settings read off them, the vocabulary cut, and refusals by name."""
+"""T5 weights files: settings read off them, and refusals by name."""
 
 import dataclasses
 import json
@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from xmae_jax.models.convert_t5 import fit_t5, read_t5
+from xmae_jax.models.convert_t5 import check_t5, read_t5
 from xmae_jax.models.t5 import T5Config
 
 CONFIG = T5Config(
     vocab=10, width=8, depth=2, heads=3, head_width=4, hidden=12, gated=True, tied=False,
-    buckets=6, max_distance=20, norm_eps=1e-5, dropout=0.2,
+    buckets=6, max_distance=20, norm_eps=1e-5,
 )  # fmt: skip
 TOLD = dict(
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
     relative_attention_max_distance=20,
     layer_norm_epsilon=1e-5,
-    dropout_rate=0.2,
 )
+RELATIVE = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
 def state_dict(*, gated: bool = True, head: bool = True) -> dict[str, np.ndarray]:
@@ -38,7 +38,7 @@ def state_dict(*, gated: bool = True, head: bool = True) -> dict[str, np.ndarray
             shapes[f"{block}.2.DenseReluDense.{part}.weight"] = (12, 8)
         shapes[f"{block}.2.DenseReluDense.wo.weight"] = (8, 12)
         shapes |= {f"{block}.{j}.layer_norm.weight": (8,) for j in range(3)}
-    shapes["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (6, 3)
+    shapes[RELATIVE] = (6, 3)
     shapes["encoder.final_layer_norm.weight"] = (8,)
     if head:
         shapes["lm_head.weight"] = (10, 8)
@@ -57,12 +57,10 @@ def test_settings_and_arrays(tmp_path):
     arrays["decoder.embed_tokens.weight"] = arrays["shared.weight"].copy()
     foreign = read_t5(saved(tmp_path, arrays))
     assert foreign.config == CONFIG
-    params, told = fit_t5(foreign, dataclasses.replace(CONFIG, dropout=0.0))
-    assert not told
     assert foreign.notes == ["left out: the encoder, 1 arrays"]
     want = arrays["decoder.block.1.layer.0.SelfAttention.k.weight"].T.reshape(8, 3, 4)
-    np.testing.assert_array_equal(params["blocks/attention/qkv/kernel"][1, :, 1], want)
-    np.testing.assert_array_equal(params["out/kernel"], arrays["lm_head.weight"].T)
+    np.testing.assert_array_equal(foreign.params["blocks/attention/qkv/kernel"][1, :, 1], want)
+    np.testing.assert_array_equal(foreign.params["out/kernel"], arrays["lm_head.weight"].T)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -72,32 +70,25 @@ def test_the_output_map(tmp_path, tied):
     told = dict(feed_forward_proj="relu", tie_word_embeddings=True, scale_decoder_outputs=tied)
     foreign = read_t5(saved(tmp_path, arrays, **told))
     assert foreign.config == dataclasses.replace(CONFIG, gated=False, tied=tied)
-    own = dataclasses.replace(foreign.config, tied=False)
-    params, lines = fit_t5(foreign, own)
-    factor = 8**-0.5 if tied else 1
-    np.testing.assert_allclose(params["out/kernel"], arrays["shared.weight"].T * factor, rtol=1e-6)
-    assert lines == ["out/kernel made of the embedding"] * tied
     if tied:
-        assert "out/kernel" not in fit_t5(foreign, foreign.config)[0]
+        assert "out/kernel" not in foreign.params
+    else:
+        np.testing.assert_array_equal(foreign.params["out/kernel"], arrays["shared.weight"].T)
 
 
 def test_a_file_alone_tells_most(tmp_path):
     save_file(state_dict(), tmp_path / "any.safetensors")
     foreign = read_t5(tmp_path / "any.safetensors")
-    usual = dict(max_distance=128, norm_eps=1e-6, dropout=0.1)
+    usual = dict(max_distance=128, norm_eps=1e-6)
     assert foreign.config == dataclasses.replace(CONFIG, **usual)
     assert "no config.json" in foreign.notes[0]
 
 
-def test_a_vocabulary_is_cut_and_never_grows(tmp_path):
+def test_settings_are_compared(tmp_path):
     foreign = read_t5(saved(tmp_path, state_dict()))
-    params, told = fit_t5(foreign, dataclasses.replace(CONFIG, vocab=7))
-    assert params["embedding"].shape == (7, 8) and params["out/kernel"].shape == (8, 7)
-    assert told == ["cut the vocabulary: 10 to 7 tokens"]
-    with pytest.raises(ValueError, match="vocab is 11 here and 10 there"):
-        fit_t5(foreign, dataclasses.replace(CONFIG, vocab=11))
-    with pytest.raises(ValueError, match="heads is 2 here and 3 there"):
-        fit_t5(foreign, dataclasses.replace(CONFIG, heads=2))
+    check_t5(foreign, dataclasses.replace(CONFIG, dropout=0.3))
+    with pytest.raises(ValueError, match="(?s)vocab is 7 here and 10 there.*tied is True here"):
+        check_t5(foreign, dataclasses.replace(CONFIG, vocab=7, tied=True))
 
 
 def test_what_does_not_belong_is_named(tmp_path):
@@ -123,3 +114,37 @@ def test_what_does_not_belong_is_named(tmp_path):
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no T5 with a decoder"):
         read_t5(tmp_path / "other.safetensors")
+
+
+def test_a_block_that_is_far_off_is_named_at_once(tmp_path):
+    far, norm = "9" * 5000, "layer.0.layer_norm.weight"
+    arrays = state_dict() | {f"decoder.block.{far}.{norm}": np.ones(8, np.float32)}
+    with pytest.raises(ValueError, match=f"missing decoder.block.2.{norm}.*extra .*{far}"):
+        read_t5(saved(tmp_path, arrays))
+
+
+def test_an_output_map_of_its_own_is_to_be_there(tmp_path):
+    with pytest.raises(ValueError, match="missing lm_head.weight"):
+        read_t5(saved(tmp_path, state_dict(head=False)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"decoder.block.0.layer.0.SelfAttention.q.weight": (96,)}, "SelfAttention.q.weight .96,."),
+        ({"decoder.block.1.layer.2.layer_norm.weight": (1, 8)}, "layer_norm.weight .1, 8. is to"),
+        ({RELATIVE: (6,)}, "relative_attention_bias.weight .6,. is to have 2 axes"),
+        ({RELATIVE: (6, 0)}, "relative_attention_bias.weight .6, 0. is to have"),
+        ({"decoder.final_layer_norm.weight": (7,)}, "final_layer_norm.weight is to be .8,., and"),
+        ({"lm_head.weight": (9, 8)}, "lm_head.weight is to be .10, 8., and is .9, 8."),
+        ({"relative_attention_max_distance": None}, "config.json: relative.* is None"),
+        ({"layer_norm_epsilon": "1e-6"}, "config.json: layer_norm_epsilon is '1e-6'"),
+        ({"relative_attention_max_distance": float("inf")}, "config.json: relative.* is inf"),
+        ({"feed_forward_proj": ["relu"]}, "feed_forward_proj is"),
+    ],
+)
+def test_shapes_and_settings_that_cannot_be_are_named(tmp_path, changes, said):
+    arrays = {n: np.ones(s, np.float32) for n, s in changes.items() if n.endswith("weight")}
+    told = {n: value for n, value in changes.items() if n not in arrays}
+    with pytest.raises(ValueError, match=said):
+        read_t5(saved(tmp_path, state_dict() | arrays, **told))

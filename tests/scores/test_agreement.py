@@ -83,6 +83,20 @@ def test_intervals_draw_patients():
     assert one["chexpert_14"]["micro"]["f1_interval"] is None
 
 
+def test_always_normal():
+    truth = labelled(["The lungs are clear.", "The lungs are clear.", "Effusion."])
+    nothing = np.zeros(truth.shape)
+    found = agreement(
+        nothing,
+        truth,
+        known=np.ones(truth.shape, bool),
+        patients=np.arange(3),
+        policy="uncertain_absent",
+    )
+    assert found["chexpert_14"]["always_normal"] == pytest.approx(2 / 3)  # 2 of 3 and 2 of 3
+    assert found["chexpert_5"]["always_normal"] == 0
+
+
 def test_labels_of_texts():
     rows = labelled(["Small left effusion. No pneumothorax.", ""])
     place = {name: rows[0, NAMES.index(name)] for name in ("Pleural Effusion", "Pneumothorax")}

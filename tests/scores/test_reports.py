@@ -8,7 +8,7 @@ import pytest
 
 from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.predictions import PredictionsError
-from xmae_jax.scores.reports import COLUMNS, Reports, Written, from_csv, is_header, to_csv
+from xmae_jax.scores.reports import COLUMNS, Written, from_csv, is_header, to_csv
 
 UNKNOWN = tuple([np.nan] * len(NAMES))
 NASTY = [
@@ -33,6 +33,8 @@ def written(place: int, generated: str, reference: str = "No effusion.", **more)
         "study": f"s{place}",
         "source": "made",
         "sections": "findings",
+        "normalisation": "report-1",
+        "marks": "drop_word",
         "tokens": 7,
         "generated_known": None,
         "reference_known": None,
@@ -58,15 +60,6 @@ def test_comes_back():
     assert is_header(text.splitlines()[0]) and not is_header("split,id,logit:Edema")
 
 
-def test_texts_of_training():
-    some = [
-        written(0, "a", "b", generated_known=True, reference_known=False),
-        written(1, "c", "d", generated_known=False, reference_known=True),
-    ]
-    assert Reports(tuple(some)).known() == ["a", "d"]
-    assert Reports((*some, written(2, "e"))).known() is None
-
-
 def broken(column: str, value: str) -> str:
     rows = list(csv.reader(io.StringIO(to_csv([written(0, "a"), written(1, "b")]))))
     rows[2][rows[0].index(column)] = value
@@ -84,6 +77,12 @@ def broken(column: str, value: str) -> str:
         (to_csv([written(0, "a"), written(0, "b")]), "line 3: the study of line 2 again"),
         (to_csv([written(0, "a")]) + "x\n", "line 3: 1 values"),
         (broken("tokens", "secret"), "line 3: source_index, index or tokens is no number"),
+        *[
+            (broken("split", name), "line 3, split: not 1 to 64 letters")
+            for name in ("../secret", ".secret", "/secret", "secret secret", "s" * 65, "")
+        ],
+        (broken("tokens", "-3"), "line 3: source_index, index or tokens is no number"),
+        (broken("tokens", "1" * 400), "line 3: source_index, index or tokens is no number"),
         (broken("generated_in_training", "secret"), "line 3, generated_in_training: none of"),
         (broken("label:Edema", "secret"), "line 3, label:Edema: none of"),
         (to_csv([written(0, "a")]) + '"open', "not CSV"),
@@ -93,6 +92,11 @@ def test_what_is_wrong_is_named(text, told):
     with pytest.raises(PredictionsError, match=told) as error:
         from_csv(text, name="p.csv")
     assert str(error.value).startswith("p.csv") and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["a,generated\rb", "x" * 200_000, "", '"'])
+def test_what_is_no_csv_is_no_header(line):
+    assert not is_header(line)
 
 
 def test_columns_stand_first():

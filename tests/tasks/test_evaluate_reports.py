@@ -2,13 +2,13 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 
 import pytest
 
 from tests.made_runs import make_run
 from xmae_jax.config import ConfigError
-from xmae_jax.data.text import NORMALISATION
 from xmae_jax.scores.reports import from_csv, to_csv
 from xmae_jax.tasks import evaluate, evaluate_reports
 from xmae_jax.tasks.model import load_run
@@ -95,7 +95,6 @@ def test_files(evaluated, shards):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     about = metrics["about"]
     assert (about["leaks"], about["unreadable"], about["without_film"]) == ({}, 0, 0)
-    assert (about["normalisation"], about["marks"]) == (NORMALISATION, "drop_sentence")
     lines = list(csv.DictReader((evaluated / "predictions.csv").open(newline="")))
     assert len(lines) == metrics["studies"] > 0
     assert {line["split"] for line in lines} == {"test"}
@@ -122,6 +121,30 @@ def test_file_alone_gives_the_same_numbers(evaluated, tmp_path, capsys):
     assert "no film" in page and "data:image" not in page
 
 
+def test_scores_of_another_program_are_shown(evaluated, tmp_path, capsys):
+    file = tmp_path / "predictions.csv"
+    file.write_bytes((evaluated / "predictions.csv").read_bytes())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    splits = {"test": {"studies": 3, "scores": {"strange_f1": 0.1239}}}
+    found = {"tool": "radeval <0>", "predictions_sha256": digest, "splits": splits}
+    (tmp_path / "outside_scores.json").write_text(json.dumps(found))
+    evaluate.run_file(file, split=None, against=None, folder=tmp_path)
+    metrics = json.loads((tmp_path / "report_test" / "metrics.json").read_text())
+    assert metrics["outside"] == {"tool": "radeval <0>", **splits["test"]}
+    page = (tmp_path / "report_test" / "report.html").read_text()
+    assert "<td>strange_f1</td><td>0.124</td>" in page and "radeval &lt;0&gt;" in page
+    assert "radeval <0> strange_f1 0.124" in capsys.readouterr().out
+    (tmp_path / "outside_scores.json").write_text("{")
+    evaluate.run_file(file, split=None, against=None, folder=tmp_path)
+    page = (tmp_path / "report_test" / "report.html").read_text()
+    assert "outside_scores.json cannot be read" in page
+
+
+def test_what_shows_patients_is_for_the_owner_alone(evaluated):
+    assert evaluated.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in evaluated.iterdir()} == {0o600}
+
+
 def test_page_has_the_films(evaluated):
     page = (evaluated / "report.html").read_text()
     studies = json.loads((evaluated / "metrics.json").read_text())["studies"]
@@ -142,6 +165,13 @@ def test_wrong_files_are_named(evaluated, tmp_path):
     other.write_text(to_csv(one._replace(reference=f"{one.reference} More.") for one in studies))
     with pytest.raises(ValueError, match="another reference"):
         evaluate.run_file(evaluated / "predictions.csv", split=None, against=other, folder=None)
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(evaluated, tmp_path, capsys):
+    marked = tmp_path / "marked.csv"
+    marked.write_bytes(b"\xef\xbb\xbf" + (evaluated / "predictions.csv").read_bytes())
+    evaluate.run_file(marked, split=None, against=None, folder=None)
+    assert "reports of" in capsys.readouterr().out
 
 
 def test_a_run_that_neither_finds_nor_writes(shards, tmp_path):

@@ -214,7 +214,7 @@ def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     )
     assert "0.100" not in text and "/secret" not in text
     assert "of other data than the run's: others." in text
-    assert "In training too, allowed by the config: 3 x same pixels" in text
+    assert "In training too, not refused: 3 x same pixels" in text
     assert "CC0-1.0: 40" in text and "train: 31" in text
     for origin in (provenance.origin_of_run(path, step=7) for path in (workdir, mae[0])):
         for digest in (origin.config_digest, origin.weights_digest, origin.data[0].digest):

@@ -144,6 +144,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(films, reporter, tmp_
     about = json.loads((output / "about.json").read_text())
     assert about["studies"] == {"files": 6, "studies": 4, "reports": 2}
     assert "no proof" in about["pictures"]
+    assert out.count("files of no study number") == 1
+    assert "note: study 4 is 2 files of no study number that lie in one folder" in out
 
 
 def test_of_many_films_a_frontal_and_a_lateral_one_are_read(films, reporter, tmp_path):
@@ -178,6 +180,19 @@ def test_files_are_put_together_by_patient_and_study(tmp_path):
     ]
     assert [study.number for study in studies] == [1, 2, 3, 4]
     assert [study.said for study in studies] == [True, False, True, False]
+    # Without a study number, a folder may hold films of two patients.
+    ids = [("", ""), ("p", ""), ("q", ""), ("p", ""), ("", ""), ("", "")]
+    studies = grouped([(f"f{i}", str(tmp_path)) for i in range(6)], ids)
+    assert [[f.number for f in study.files] for study in studies] == [[1, 5, 6], [2, 4], [3]]
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path, capsys):
+    (tmp_path / "a").touch()
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    twice = [str(tmp_path / "a"), str(tmp_path)]
+    assert list(find(twice)) == [(twice[0], None)]
+    told = capsys.readouterr().out
+    assert told.count("is named twice, and read once") == 2 and str(tmp_path / "b") in told
 
 
 def test_what_cannot_be_done_is_told(films, reporter, tmp_path):

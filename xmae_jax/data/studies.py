@@ -1,4 +1,4 @@
-"""Studies as a source of examples: the films that were taken together, and their one report."""
+"""Studies as a source of examples: a patient's films taken together, and their one report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xmae_jax.data.index import Entry, read_entries
-from xmae_jax.data.records import DataError, Records, Report
+from xmae_jax.data.records import DataError, Records, Report, decode_image
 from xmae_jax.scores.groups import is_frontal
 from xmae_jax.seal import json_digest
 
@@ -28,9 +28,9 @@ class Studies:
             raise ValueError(f"{len(entries)} lines of an index for {len(records)} records")
         self.records, self.views = records, views
         self.directory, self.split, self.size = records.directory, records.split, records.size
-        grouped: dict[str, list[int]] = {}
+        grouped: dict[tuple[str, str], list[int]] = {}
         for place, entry in enumerate(entries):
-            grouped.setdefault(entry.study, []).append(place)
+            grouped.setdefault((entry.patient, entry.study), []).append(place)
         self._places = [
             [places[i] for i in frontal_first([entries[place].view for place in places])[:views]]
             for places in grouped.values()
@@ -61,12 +61,22 @@ class Studies:
         return (self[index] for index in range(len(self)))
 
     def damage(self, index: int, error: Exception) -> DataError:
-        """Name a study that is damaged by its first film."""
-        return self.records.damage(self._places[index][0], error)
+        """Name a study that is damaged by its film that is."""
+        return self.records.damage(self._damaged(index), error)
 
     def where(self, index: int) -> str:
-        """Say where the first film of a study lies."""
-        return self.records.where(self._places[index][0])
+        """Say where the film of a study lies that is damaged, or else the first one."""
+        return self.records.where(self._damaged(index))
+
+    def _damaged(self, index: int) -> int:
+        places = self._places[index]
+        for place in places:
+            try:
+                if image := self.records[place]["image"]:
+                    decode_image(image)
+            except DataError:
+                return place
+        return places[0]
 
 
 def frontal_first(views: Sequence[str]) -> list[int]:

@@ -45,6 +45,9 @@ _SECTION = re.compile(
     r"|INDICATION|NOTIFICATION|REASON FOR|RECOMMENDATION|TECHNIQUE|WET READ)"
     r"|.* (HISTORY|INDICATIONS?)$"
 )
+_READ_BEFORE = ("indication", "comparison")  # than a report is written, and of one paragraph
+_AFTER = "after them"
+_PARAGRAPH = re.compile(r"\n\s*\n")
 # Of NLM's XML, and of the pages that Open-i's search returns.
 _MARKED_UP = re.compile(
     r'<AbstractText Label="([A-Z]+)">([^<]*)</AbstractText>|<p><b>(\w+): ?</b>([^<]*)</p>'
@@ -68,24 +71,34 @@ def sections(text: str) -> Report:
 
     Either by headings in capitals, as MIMIC-CXR has them, or by the marks of Open-i's XML and HTML.
     A heading that holds both findings and impression counts as findings; history and reason count
-    as indication. What stands under none of these is left out.
+    as indication. Indication and comparison end with their first paragraph: what follows without a
+    heading counts as findings where there are no others. What stands under none of these is left
+    out.
     """
     marked = [(a or b, c or d) for a, c, b, d in _MARKED_UP.findall(text)]
     if marked:
-        pairs = [(name.upper(), html.unescape(words)) for name, words in marked]
+        pairs = [(name.upper(), " ".join(html.unescape(words).split())) for name, words in marked]
     else:
         parts = _HEADING.split(text)
         pairs = list(zip(parts[1::2], parts[2::2], strict=True))
-    found: dict[str, list[str]] = {name: [] for name in NO_REPORT}
+    found: dict[str, list[str]] = {name: [] for name in (*NO_REPORT, _AFTER)}
     section = ""
     for heading, body in pairs:
-        name, words = " ".join(heading.split()), " ".join(body.split())
-        if _SECTION.match(name):
+        name, said = " ".join(heading.split()), [body]
+        known = _SECTION.match(name)
+        if known:
             section = _section(name)
-        else:
-            words = f"{name}: {words}".strip()
-        if section and words:
-            found[section].append(words)
+        if section in _READ_BEFORE:
+            said = _PARAGRAPH.split(body.lstrip() or body, 1)
+        if not known:
+            said[0] = f"{name}: {said[0]}"
+        for place, part in enumerate(said):
+            section = _AFTER if place else section
+            words = " ".join(part.split())
+            if section and words:
+                found[section].append(words)
+    after = found.pop(_AFTER)
+    found["findings"] = found["findings"] or after
     return cast(Report, {name: "\n".join(words) for name, words in found.items()})
 
 

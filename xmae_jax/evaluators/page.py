@@ -130,7 +130,7 @@ def leaks(about: Mapping[str, Any]) -> str:
     if (found := about["leaks"]) is None:
         return "not looked for: the training data could not be read"
     told = [f"{count:,} × {kind.replace('_', ' ')}" for kind, count in found.items()]
-    return f"allowed by the config: {', '.join(told)}" if told else "none"
+    return f"not refused: {', '.join(told)}" if told else "none"
 
 
 def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -50,8 +50,8 @@ class Perplexity:
         lines = []
         for split, entry in metrics["splits"].items():
             value, bits = entry["perplexity"], entry["bits_per_character"]
-            told = "no text"
-            if value is not None:
+            told = "no finite number" if entry["tokens"] else "no text"
+            if value is not None and bits is not None:
                 told = f"{value:.3f} a token, {bits:.3f} bits a character"
             of = f"{entry['tokens']:,} tokens of {entry['studies']:,} studies"
             lines.append(f"perplexity ({split}): {told}; {of}")
@@ -66,7 +66,8 @@ class Perplexity:
         """Return each token as written, a blank before it where a word begins, and its shade."""
         ids = row["text"][: int(row["tokens"])]
         names = [self.tokenizer.model.id_to_piece(int(one)).replace("\u2581", " ") for one in ids]
-        shades = np.clip(row["token_nll"][: len(ids)] / math.log(100), 0, 1)
+        nll = np.nan_to_num(row["token_nll"][: len(ids)], nan=np.inf)
+        shades = np.clip(nll / math.log(100), 0, 1)
         return list(zip(names, shades.tolist(), strict=True))
 
 
@@ -81,10 +82,18 @@ def perplexities(predictions: str) -> dict[str, Any]:
 
 def _sums(rows: np.ndarray) -> dict[str, Any]:
     tokens, characters, nll = rows.sum(axis=0).tolist()
+    mean = nll / tokens if tokens else math.nan
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(mean))
     return {
         "studies": int((rows[:, 0] > 0).sum()),
         "tokens": int(tokens),
-        "nll": nll / tokens if tokens else None,
-        "perplexity": math.exp(nll / tokens) if tokens else None,
-        "bits_per_character": nll / characters / math.log(2) if characters else None,
+        "nll": _finite(mean),
+        "perplexity": _finite(perplexity),
+        "bits_per_character": _finite(nll / characters / math.log(2)) if characters else None,
     }
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON has; a model that diverges gives others."""
+    return value if math.isfinite(value) else None

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from xmae_jax import writers
-from xmae_jax.data.text import Tokenizer
+from xmae_jax.data.text import NORMALISATION, Marks, Tokenizer
 from xmae_jax.scores.agreement import POLICIES
 from xmae_jax.scores.report_summary import scoring_of, summarise
 from xmae_jax.scores.reports import Reports, Written, from_csv, to_csv
@@ -50,6 +50,8 @@ class Reporting:
     """The texts of training; None where they are not known."""
     sections: tuple[str, ...]
     """Which sections of reports the references hold."""
+    marks: Marks
+    """What became of marks of de-identification there."""
     meteor: bool
     """Whether Java is started for METEOR."""
 
@@ -103,6 +105,8 @@ class Reporting:
             study=study.study,
             source=study.source,
             sections=" ".join(self.sections),
+            normalisation=NORMALISATION,
+            marks=self.marks,
             generated=text,
             reference=study.reference,
             tokens=int(np.count_nonzero(row["written"])),
@@ -161,16 +165,22 @@ def _lines(metrics: dict[str, Any]) -> Iterator[str]:
     for score in TEXT_SCORES:
         told = "".join(f"{_told(part[score], 'value'):<24}" for part in parts.values())
         yield f"  {score:<28} {told}".rstrip()
+    if outside := metrics.get("outside"):
+        told = ", ".join(f"{name} {value:.3f}" for name, value in outside.get("scores", {}).items())
+        yield f"  by another program: {outside.get('why') or outside['tool']} {told}".rstrip()
     truths = {"the reports": metrics["findings"], "the films' labels": metrics["labels"]}
     for truth, policies in truths.items():
         if policies is not None:
             yield from _agreement(truth, policies)
     sides = metrics["sides"]
-    yield (
-        f"  sides: {sides['sided']:,} findings with sides in the reports, {sides['found']:,} of"
-        f" them with sides in the texts; right {_told(sides, 'right')},"
-        f" of those found {_told(sides, 'right_of_found')}"
-    )
+    if sides is None:
+        yield f"  findings and sides: not scored, {metrics['why']}"
+    else:
+        yield (
+            f"  sides: {sides['sided']:,} findings with sides in the reports, {sides['found']:,} of"
+            f" them with sides in the texts; right {_told(sides, 'right')},"
+            f" of those found {_told(sides, 'right_of_found')}"
+        )
     for name, entry in metrics["originality"].items():
         copied = entry["copied_share"]
         yield (
@@ -188,8 +198,13 @@ def _agreement(truth: str, policies: Mapping[str, Any]) -> Iterator[str]:
             micro, macro = entry[name]["micro"], entry[name]["macro"]
             yield (
                 f"    {name:<26} micro F1 {_told(micro, 'f1'):<22} macro F1 {_told(macro, 'f1')}"
-                f" of {macro['findings']}"
+                f" of {macro['findings']}; micro F1 of always normal"
+                f" {_plain(entry[name]['always_normal'])}"
             )
+
+
+def _plain(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 def comparison_table(metrics: Mapping[str, Any]) -> str:

@@ -44,7 +44,8 @@ class Shown(NamedTuple):
     """A study of the page."""
 
     study: Written
-    f1: float
+    f1: float | None
+    """Of the findings; None where they are not read."""
     rouge_l: float
     films: list[str]
     """As URIs of JPEG data."""
@@ -95,7 +96,7 @@ def _shown(study: Written, each: Mapping[str, Any], row: int, films: Films) -> S
 
     return Shown(
         study,
-        float(each["findings_f1"][row]),
+        None if np.isnan(each["findings_f1"][row]) else float(each["findings_f1"][row]),
         float(each["rouge_l"][row]),
         [_uri(film) for film in films(study)],
         [named(name) for name in NAMES if name in said & told],
@@ -123,9 +124,9 @@ def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Split", metrics["split"]
     yield "Scored", f"{metrics['patients']:,} patients, {metrics['studies']:,} studies"
     if "text" in metrics:
-        yield "Sections", " and ".join(metrics["text"]["scoring"]["sections"])
-    if "marks" in about:
-        yield "Marks of de-identification in reports", about["marks"].replace("_", " ")
+        scoring = metrics["text"]["scoring"]
+        yield "Sections", " and ".join(scoring["sections"])
+        yield "Marks of de-identification in reports", scoring["marks"].replace("_", " ")
     if "leaks" in about:
         yield "Films in training too", leaks(about)
 
@@ -151,6 +152,9 @@ def _remarks(metrics: Mapping[str, Any]) -> Iterator[str]:
             " training, since normal studies are told alike: a share like that of the generated"
             " texts is no copying."
         )
+    if "why" in metrics:
+        yield f"Findings and sides are not scored: {metrics['why']}."
+        return
     yield (
         "Findings are told from texts by rules, which err too: docs/labeller.md has their errors."
     )

@@ -154,7 +154,7 @@ def _scored_on(about: dict[str, Any]) -> str:
     leaks = about.get("leaks", {})
     told = [f"{count:,} x {kind.replace('_', ' ')}" for kind, count in (leaks or {}).items()]
     if told:
-        said.append(f"**In training too, allowed by the config: {', '.join(told)}.**")
+        said.append(f"**In training too, not refused: {', '.join(told)}.**")
     if leaks is None:
         said.append("What stands in training too was not looked for: its data were gone.")
     return " ".join(said)
@@ -178,7 +178,8 @@ def _findings(metrics: dict[str, Any]) -> str:
         )
     macro = metrics.get("macro", {})
     if macro:
-        mean = f"mean of {macro.get('findings', len(rows))} findings"
+        count = macro.get("findings", len(rows))
+        mean = f"mean of {count} finding{'s' * (count != 1)}"
         rows.append((mean, "", "", *(_score(macro, name) for name in names), "", "", ""))
     head = ("finding", "with", "without", "AUROC (95 % interval)", "average precision")
     head += ("threshold, of the probability", *rates)

@@ -202,12 +202,10 @@ def _stacked(
     for name in names:
         key = name.theirs[0]
         pattern = re.compile(re.escape(_plain(key)).replace(r"\{\}", r"(\d+)"))
-        found = [int(m[1]) if m.groups() else 0 for n in arrays if (m := pattern.fullmatch(n))]
+        found = [n for n in arrays if pattern.fullmatch(n)]
         # An optional part may be absent; a part of which a block has some is to be in all.
-        every = [
-            [_plain(key).format(i) for key in name.theirs]
-            for i in range(max(found, default=-1) + 1)
-        ]
+        # They are counted, since a file could claim any number.
+        every = [[_plain(key).format(i) for key in name.theirs] for i in range(len(found))]
         lacking = [n for keys in every for n in keys if n not in arrays]
         missing += lacking
         if not every or lacking:

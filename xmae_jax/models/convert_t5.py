@@ -25,7 +25,6 @@ _LEFT_OUT = re.compile(
     r"encoder\..*|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
 """The latter is in T5's first files, and no one reads it."""
-_GATED = {"gated-gelu": True, "relu": False}
 
 
 class _Name(NamedTuple):
@@ -72,6 +71,8 @@ def read_t5(path: Path) -> ForeignT5:
     gated = any(".wi_0." in name for name in arrays)
     depth = _depth(arrays)
     fixed = ["shared.weight", "decoder.final_layer_norm.weight", _RELATIVE]
+    if not _tied(file) and "scale_decoder_outputs" not in file.config:
+        fixed.append("lm_head.weight")
     names = [*_NAMES, _MLP[gated]]
     keys = [
         f"{_BLOCK}{key}.weight".format(i) for i in range(depth) for n in names for key in n.theirs
@@ -83,15 +84,14 @@ def read_t5(path: Path) -> ForeignT5:
     if missing or extra or not depth:
         listed = [f"missing {n}" for n in missing] + [f"extra {n}" for n in extra]
         raise ValueError(f"{file.path} is no T5 with a decoder: {'; '.join(listed)}")
+    ranks = {key: 1 if "layer_norm" in key else 2 for key in fixed + keys}
+    wrong = [n for n, axes in ranks.items() if arrays[n].ndim != axes or not arrays[n].size]
+    if wrong:
+        listed = [f"{n} {arrays[n].shape} is to have {ranks[n]} axes of some length" for n in wrong]
+        raise ValueError(f"{file.path}: {'; '.join(listed)}")
     config, notes = _config(file, arrays, depth=depth, gated=gated)
     params = {f"blocks/{name.ours}": _joined(name, arrays, config) for name in names}
-    params |= {
-        "embedding": arrays["shared.weight"],
-        "relative_bias": arrays[_RELATIVE],
-        "norm/scale": arrays["decoder.final_layer_norm.weight"],
-    }
-    if not config.tied:
-        params["out/kernel"] = arrays.get("lm_head.weight", arrays["shared.weight"]).T
+    params |= _outer(arrays, config)
     notes += [f"left out: the encoder, {len(out)} arrays"] * bool(out)
     return ForeignT5(
         path=file.path,
@@ -101,34 +101,16 @@ def read_t5(path: Path) -> ForeignT5:
     )
 
 
-def fit_t5(foreign: ForeignT5, config: T5Config) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Bring a file's parameters to a decoder of `config`; tell what was cut.
-
-    The file's vocabulary may be longer, as T5's is for the sake of round numbers; its last tokens
-    are cut then. An output that is the embedding there can be one of its own here. ValueError lists
-    all that does not fit.
-    """
-    here, there = dataclasses.asdict(config), dataclasses.asdict(foreign.config)
-    del here["dropout"], there["dropout"]
-    params, told = dict(foreign.params), []
-    if there["tied"] and not here["tied"]:
-        params["out/kernel"] = params["embedding"].T * np.float32(config.width**-0.5)
-        told.append("out/kernel made of the embedding")
-        here["tied"] = True
-    if here["vocab"] < there["vocab"]:
-        told.append(f"cut the vocabulary: {there['vocab']} to {here['vocab']} tokens")
-        params["embedding"] = params["embedding"][: config.vocab]
-        if "out/kernel" in params:
-            params["out/kernel"] = params["out/kernel"][:, : config.vocab]
-        here["vocab"] = there["vocab"]
+def check_t5(foreign: ForeignT5, config: T5Config) -> None:
+    """Raise ValueError with all settings in which a file differs from a decoder of `config`."""
+    here = dataclasses.asdict(dataclasses.replace(config, dropout=foreign.config.dropout))
     wrong = [
         f"{name} is {here[name]!r} here and {value!r} there"
-        for name, value in there.items()
+        for name, value in dataclasses.asdict(foreign.config).items()
         if here[name] != value
     ]
     if wrong:
         raise ValueError(f"{foreign.path} does not fit:\n  " + "\n  ".join(wrong))
-    return params, told
 
 
 def _drop_copies(file: WeightFile, arrays: dict[str, np.ndarray]) -> None:
@@ -141,8 +123,13 @@ def _drop_copies(file: WeightFile, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _depth(arrays: Mapping[str, np.ndarray]) -> int:
+    # Not the largest number: a file could claim any, and a gap is listed as missing and extra.
     found = [re.match(r"decoder\.block\.(\d+)\.", name) for name in arrays]
-    return max((int(m[1]) + 1 for m in found if m), default=0)
+    return len({m[1] for m in found if m})
+
+
+def _tied(file: WeightFile) -> bool:
+    return file.config.get("tie_word_embeddings") is not False
 
 
 def _config(
@@ -152,14 +139,15 @@ def _config(
     told, notes = file.config, []
     if not told:
         notes = ["no config.json: max_distance 128, norm_eps 1e-6 and T5's activation are assumed"]
-    activation = told.get("feed_forward_proj", "gated-gelu" if gated else "relu")
-    if _GATED.get(activation) is not gated:
+    wanted = "gated-gelu" if gated else "relu"
+    activation = told.get("feed_forward_proj", wanted)
+    if activation != wanted:
         raise ValueError(
             f"{file.path}: feed_forward_proj is {activation!r}, and its arrays are"
             f" {'' if gated else 'not '}gated; 'relu' and 'gated-gelu' are known"
         )
     # Files of other versions of the library tell by the one or by the other.
-    scaled = told.get("scale_decoder_outputs", told.get("tie_word_embeddings", True))
+    scaled = told.get("scale_decoder_outputs", _tied(file))
     head = arrays.get("lm_head.weight")
     own_head = head is not None and not np.array_equal(head, arrays["shared.weight"])
     if scaled and own_head:
@@ -180,11 +168,32 @@ def _config(
         gated=gated,
         tied=bool(scaled),
         buckets=buckets,
-        max_distance=int(told.get("relative_attention_max_distance", 128)),
-        norm_eps=float(told.get("layer_norm_epsilon", 1e-6)),
-        dropout=float(told.get("dropout_rate", 0.1)),
+        max_distance=int(_number(file, "relative_attention_max_distance", 128.0)),
+        norm_eps=_number(file, "layer_norm_epsilon", 1e-6),
     )
     return config, notes
+
+
+def _number(file: WeightFile, key: str, usual: float) -> float:
+    """Read a positive setting of config.json."""
+    found = file.config.get(key, usual)
+    if type(found) not in (int, float) or not 0 < found < 1e9:
+        raise ValueError(f"{file.path.parent / 'config.json'}: {key} is {found!r}")
+    return float(found)
+
+
+def _outer(arrays: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+    """Return the parameters that are in no block."""
+    params = {"embedding": arrays["shared.weight"], "relative_bias": arrays[_RELATIVE]}
+    sized = {"norm/scale": ("decoder.final_layer_norm.weight", (config.width,))}
+    if not config.tied:
+        head = "lm_head.weight" if "lm_head.weight" in arrays else "shared.weight"
+        sized["out/kernel"] = (head, (config.vocab, config.width))
+    for ours, (name, shape) in sized.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} is to be {shape}, and is {arrays[name].shape}")
+        params[ours] = arrays[name].T
+    return params
 
 
 def _joined(

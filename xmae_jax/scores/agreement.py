@@ -49,7 +49,8 @@ def agreement(
 ) -> dict[str, Any]:
     """Score labels of NAMES by others, for each finding and each set; 95 % intervals by patients.
 
-    known: where the truth is known; elsewhere nothing is scored.
+    known: where the truth is known; elsewhere nothing is scored. `always_normal` of a set is the
+    micro F1 of saying of every film that it is normal.
     """
     marks = _marks(said, truth, known=known, policy=policy)
     drawn = _drawn(marks.reshape(len(marks), -1), patients)
@@ -60,11 +61,17 @@ def agreement(
         | dict(zip(("tp", "fp", "fn", "tn"), total[c].astype(int).tolist(), strict=True))
         for c, name in enumerate(NAMES)
     }
+    normal = np.tile((np.array(NAMES) == "No Finding").astype(np.float64), (len(truth), 1))
+    plain = _marks(normal, truth, known=known, policy=policy).sum(axis=0)
     sets = {}
     for name, members in SETS.items():
         places = [NAMES.index(one) for one in members]
         micro = _entry(total[places].sum(0), drawn[:, places].sum(1), several=several)
-        sets[name] = {"micro": micro, "macro": _macro(total, drawn, places, several=several)}
+        sets[name] = {
+            "micro": micro,
+            "macro": _macro(total, drawn, places, several=several),
+            "always_normal": _told(rates(plain[places].sum(0))["f1"]),
+        }
     return {"policy": policy, "findings": each, **sets}
 
 

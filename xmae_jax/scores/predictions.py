@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64
 
+_SPLIT = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
 _LABELS = {"1": 1.0, "0": 0.0, "u": -1.0, "": np.nan}
 
 
@@ -83,6 +85,23 @@ def numbered(keys: Iterable[Any]) -> Int64[np.ndarray, " n"]:
     return np.array([number.setdefault(key, len(number)) for key in keys], np.int64)
 
 
+def split_of(cell: str, where: str) -> str:
+    """Return a cell that names a split, and so a folder; PredictionsError if it can be neither."""
+    if _SPLIT.fullmatch(cell) is None:
+        raise PredictionsError(
+            f"{where}, split: not 1 to 64 letters, digits, _, - and points, no point first"
+        )
+    return cell
+
+
+def count(cell: str) -> int:
+    """Read a number from 0 to below 2**31; ValueError if it is none."""
+    value = int(cell)
+    if not 0 <= value < 1 << 31:
+        raise ValueError
+    return value
+
+
 def to_csv(
     findings: Sequence[str], rows: Iterable[tuple[Film, Sequence[float], Sequence[float]]]
 ) -> str:
@@ -146,10 +165,11 @@ def _film(line: Sequence[str], where: str) -> Film:
     film = Film._make(line[: len(COLUMNS)])
     try:
         age = float(film.age) if film.age else np.nan
-        places = int(film.source_index), int(film.place)
+        places = count(film.source_index), count(film.place)
     except ValueError:
         raise PredictionsError(f"{where}: source_index, index or age is no number") from None
-    return film._replace(source_index=places[0], place=places[1], age=age)
+    split = split_of(film.split, where)
+    return film._replace(split=split, source_index=places[0], place=places[1], age=age)
 
 
 def _logits(cells: Sequence[str], findings: Sequence[str], where: str) -> list[float]:

@@ -1,9 +1,10 @@
 """`predictions.csv` of reports: a line for each study, from which every score is computed.
 
 Columns: split, source_index, index (the study's place in its data), id, patient, study, source,
-then the sections that are scored, what was generated, its reference, how many tokens were
-generated, and whether texts alike stand in the training data (1, 0, empty where those are not
-known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
+then the sections that are scored, the form that they were brought into and what became of marks
+of de-identification there (both by the names of data/text.py), what was generated, its reference,
+how many tokens were generated, and whether texts alike stand in the training data (1, 0, empty
+where those are not known), and for each finding of the labeller `label:NAME` as the films' own labels have it:
 1 present, 0 absent, u uncertain, empty unknown.
 """
 
@@ -19,11 +20,11 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from xmae_jax.scores.agreement import NAMES
-from xmae_jax.scores.predictions import PredictionsError, numbered
+from xmae_jax.scores.predictions import PredictionsError, count, numbered, split_of
 
 COLUMNS = (
-    "split source_index index id patient study source sections generated reference tokens"
-    " generated_in_training reference_in_training"
+    "split source_index index id patient study source sections normalisation marks generated"
+    " reference tokens generated_in_training reference_in_training"
 ).split()
 _NAMED = tuple(f"label:{name}" for name in NAMES)
 _LABELS = {"1": 1.0, "0": 0.0, "u": -1.0, "": np.nan}
@@ -42,6 +43,8 @@ class Written(NamedTuple):
     source: str
     sections: str
     """Which sections of reports text and reference hold, a blank between them."""
+    normalisation: str
+    marks: str
     generated: str
     reference: str
     tokens: int
@@ -77,17 +80,13 @@ class Reports:
         """Number the patients; a study without one is a patient of its own."""
         return numbered((s.patient, "" if s.patient else s.id) for s in self.studies)
 
-    def known(self) -> list[str] | None:
-        """Return texts that training has, of those that stand here; None if it is not known."""
-        if any(s.generated_known is None for s in self.studies):
-            return None
-        texts = [s.generated for s in self.studies if s.generated_known]
-        return texts + [s.reference for s in self.studies if s.reference_known]
-
 
 def is_header(line: str) -> bool:
     """Tell whether a file of predictions that begins with this line is one of reports."""
-    return "generated" in next(csv.reader([line]), [])
+    try:
+        return "generated" in next(csv.reader([line]), [])
+    except csv.Error:  # reading the file says what is wrong
+        return False
 
 
 def to_csv(studies: Iterable[Written]) -> str:
@@ -139,12 +138,12 @@ def _study(line: Sequence[str], where: str) -> Written:
         raise PredictionsError(f"{where}: {len(line)} values in {columns} columns")
     cells = dict(zip((*COLUMNS, *_NAMED), line, strict=True))
     try:
-        source, place, tokens = (int(cells[n]) for n in ("source_index", "index", "tokens"))
+        source, place, tokens = (count(cells[n]) for n in ("source_index", "index", "tokens"))
     except ValueError:
         told = "source_index, index or tokens is no number"
         raise PredictionsError(f"{where}: {told}") from None
     return Written(
-        split=cells["split"],
+        split=split_of(cells["split"], where),
         source_index=source,
         place=place,
         id=cells["id"],
@@ -152,6 +151,8 @@ def _study(line: Sequence[str], where: str) -> Written:
         study=cells["study"],
         source=cells["source"],
         sections=cells["sections"],
+        normalisation=cells["normalisation"],
+        marks=cells["marks"],
         generated=cells["generated"],
         reference=cells["reference"],
         tokens=tokens,

@@ -2,16 +2,16 @@
 
 Each split's scores, predictions and page go to `eval/report_<split>/step_<n>/` of the run, those of
 other data than its own to `eval/report_<split>_<digest of the data>/`. The page shows films and
-reports of patients.
+reports of patients, so all of it is its owner's alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,12 +21,12 @@ from xmae_jax import writers
 from xmae_jax.config import Config, ConfigError
 from xmae_jax.data.manifest import DataError
 from xmae_jax.data.records import decode_image
-from xmae_jax.data.text import NORMALISATION
 from xmae_jax.evaluators.report import Reporting, comparison_table, table
 from xmae_jax.evaluators.report_page import report_page
 from xmae_jax.rundir import TOKENIZER
 from xmae_jax.scores.report_summary import compare, summarise
 from xmae_jax.scores.reports import Reports, Written, from_csv
+from xmae_jax.scores.text import outside
 from xmae_jax.tasks import trained_on
 from xmae_jax.tasks.held_out import Model, newest, open_held_out, place, read_text, splits_of
 from xmae_jax.tasks.model import LoadedRun
@@ -55,6 +55,7 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             {name: studies_of(config, one)},
             training,
             config.data.text.sections,
+            config.data.text.marks,
             meteor=True,
         )
         rows = list(model.rows(one, "written", "has_image"))
@@ -63,14 +64,13 @@ def run(loaded: LoadedRun, config: Config, *, split: str | None, against: Path |
             raise ConfigError(f"--split={name}: no study there has a film")
         metrics["about"] |= {
             **trained_on.about(loaded, config, name, checked),
-            "marks": config.data.text.marks,
-            "normalisation": NORMALISATION,
             "unreadable": len(one.films) - len(rows),
         }
         digest = trained_on.data_digest(config)
         folder = workdir / "eval" / place(NAME, name, None if own else digest)
         folder /= f"step_{loaded.step}"
-        writers.write_atomic(folder / "predictions.csv", text)
+        writers.write_atomic(folder / "predictions.csv", text, private=True)
+        metrics["outside"] = outside.read(folder / "predictions.csv", split=name)
         reports = from_csv(text, name="predictions.csv")
         _tell(reports, metrics, against=against, folder=folder, digest=digest, split=one)
 
@@ -94,7 +94,7 @@ def _training_texts(loaded: LoadedRun, config: Config) -> list[str] | None:
         print("note: what the run was trained on cannot be read, so copies are not looked for")
         return None
     return [
-        text.target(report)
+        text.target(cast(Mapping[str, str], report))
         for split in training
         if split is not None
         for report in reports_of(split, skip=True)
@@ -110,6 +110,7 @@ def run_file(file: Path, *, split: str | None, against: Path | None, folder: Pat
     for name in there if split is None else [split]:
         metrics = summarise(reports, name, meteor=True)
         metrics["about"] = {"predictions": str(file)}
+        metrics["outside"] = outside.read(file, split=name)
         own = folder and folder / place(NAME, name, None)
         _tell(reports, metrics, against=against, folder=own, digest=None, split=None)
 
@@ -141,6 +142,10 @@ def _tell(
         return [decode_image(film["image"]) for film in example["films"]]
 
     if folder is not None:
-        writers.write_atomic(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        writers.write_atomic(folder / "report.html", report_page(reports, metrics, films=films))
+        page = report_page(reports, metrics, films=films)
+        for name, text in (
+            ("metrics.json", json.dumps(metrics, indent=1) + "\n"),
+            ("report.html", page),
+        ):
+            writers.write_atomic(folder / name, text, private=True)
         print(f"report: {folder / 'report.html'}")

@@ -70,6 +70,7 @@ def _report(seen: Seen) -> Evaluator:
         studies={split: studies},
         training=None,  # to read all of it would take longer than a step of any size
         sections=seen.config.data.text.sections,
+        marks=seen.config.data.text.marks,
         meteor=False,
         split=split,
     )

@@ -26,11 +26,11 @@ def place(evaluator: str, split: str, digest: str | None) -> str:
 
 
 def read_text(file: Path) -> str:
-    """Read a file of predictions as it is; ConfigError if it is not there."""
+    """Read a file of predictions, line ends as they are; ConfigError if it is not there."""
     if not file.is_file():
         raise ConfigError(f"{file}: no such file")
     try:
-        return file.read_bytes().decode()
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise PredictionsError(f"{file}: no text in UTF-8") from None
 

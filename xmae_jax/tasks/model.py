@@ -99,7 +99,9 @@ def refuse_other_changes(config: Config, loaded: LoadedRun, *, task: str) -> Non
     """Raise ConfigError where more of a run's config is changed than a task may."""
     texts = [config_lib.to_json(c) for c in (loaded.config, config)]
     free = re.compile(rf"config\.({'|'.join(_FREE[task])})[.:]")
-    changes = [c for c in config_lib.differences(*texts) if not free.match(c) or c.startswith(_READ)]
+    changes = [
+        c for c in config_lib.differences(*texts) if not free.match(c) or c.startswith(_READ)
+    ]
     if changes:
         raise ConfigError(f"--task={task} takes a run as it was trained; only config."
                           + ", config.".join(_FREE[task]) + " may change"

@@ -153,7 +153,18 @@ def _refuse(config: Config, loaded: LoadedRun) -> None:
 
 
 def find(files: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    """Name files, and the folder that each lies in if it was found by its folder."""
+    """Name files, each once, and the folder that each lies in if it was found by its folder."""
+    seen: set[str] = set()
+    for name, folder in _named(files):
+        real = os.path.realpath(name)
+        if real in seen:
+            print(f"note: {shown(name)} is named twice, and read once")
+            continue
+        seen.add(real)
+        yield name, folder
+
+
+def _named(files: Iterable[str]) -> Iterator[tuple[str, str | None]]:
     for name in files:
         if not os.path.isdir(name):
             yield name, None
@@ -166,7 +177,7 @@ def find(files: Iterable[str]) -> Iterator[tuple[str, str | None]]:
 def grouped(
     named: Sequence[tuple[str, str | None]], ids: Iterable[tuple[str, str] | FilmError]
 ) -> list[Study]:
-    """Group files by patient and study number, those without one by the folder they were found in.
+    """Group files by patient and study number; without the latter, by patient and folder.
 
     ids: of each file, both empty where it has none. Studies stand in the order of their first
     files.
@@ -178,7 +189,7 @@ def grouped(
         if said:
             key = ("study", *ids_of)
         else:
-            key = ("file", number) if folder is None else ("folder", folder)
+            key = ("file", number) if folder is None else ("folder", folder, ids_of[0])
         study = found.setdefault(key, Study(len(found) + 1, said, []))
         study.files.append(File(number, name))
     return list(found.values())
@@ -332,6 +343,9 @@ class _Writer:
             return
         self.reports += 1
         flags = sorted({flag for one in seen.used for flag in _flags(one, seen.used)})
+        if not seen.study.said and len(names) > 1:
+            print(f"note: study {number} is {len(names)} files of no study number that lie in one"
+                  " folder: see that they are of one study")  # fmt: skip
         facts = [" ".join(flags), " ".join(one.film.view or "unknown" for one in seen.used)]
         facts += [len(seen.used), told.tokens, len(told.sentences)]
         facts += ["yes" if told.complete else "no", f"{told.mean_log_probability:.6g}"]

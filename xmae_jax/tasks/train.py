@@ -273,7 +273,10 @@ def leaks_of(config: Config, *more: str) -> dict[str, int]:
 def refuse_leaks(
     train: Sequence[Index], held_out: Sequence[Index], *, allow: bool
 ) -> dict[str, int]:
-    """Count what stands on both sides, by kind; Leaked unless that is allowed."""
+    """Count what stands on both sides, by kind; Leaked unless that is allowed.
+
+    Reports that are the same word for word are counted and told, never refused.
+    """
     problems = [told] if (told := leaks.other_keys([*train, *held_out])) else []
     counts = {"other_keys": 1} if problems else {}
     found = leaks.find_leaks(train, held_out)
@@ -286,6 +289,9 @@ def refuse_leaks(
         raise leaks.Leaked("\n".join(problems))
     if problems:
         print("\n".join(problems))
+    if same := leaks.same_reports(train, held_out):
+        print(f"note: {leaks.describe_same(same)}")
+        counts["same report"] = same
     return counts
 
 

@@ -12,7 +12,7 @@ from xmae_jax.scores.text.corpus import score as score_set
 from xmae_jax.scores.text.corpus import values as values_of
 
 WORDS = "heart lungs clear normal large effusion left right no is".split()
-PLAIN = TextScoring(tokeniser="whitespace")
+PLAIN = TextScoring(tokeniser="characters")
 
 
 def texts(studies: int, seed: int) -> dict[str, str]:
@@ -89,17 +89,17 @@ def test_pairs_are_narrower_and_the_same_run_is_0():
 def test_cut_texts_are_scored_beside_whole_ones():
     references = {"a": "one two three four", "b": "five six seven eight"}
     generated = {"a": "one two x y", "b": "five six z"}
-    scoring = TextScoring(tokeniser="whitespace", cut=2, sections=("findings", "impression"))
+    scoring = TextScoring(tokeniser="characters", cut=2, sections=("findings", "impression"))
     found = corpus_scores(generated, references, scoring)
     assert found["cut"]["bleu1"]["value"] == pytest.approx(1.0)
     assert found["full"]["bleu1"]["value"] == pytest.approx(4 / 7 * np.exp(1 - 8 / 7))
     assert found["cut"]["bleu4"]["signature"] == (
-        "BLEU-4|n:1-4|length:closest|refs:1|tok:whitespace.1|case:as_written"
-        "|sections:findings+impression|cut:2"
+        "BLEU-4|n:1-4|length:closest|refs:1|tok:characters.1|case:lower"
+        "|sections:findings+impression|norm:none|marks:keep|cut:2"
     )
     assert found["full"]["cider"]["signature"] == (
-        "CIDEr-D|x10|n:1-4|sigma:6|df:2|refs:1|tok:whitespace.1|case:as_written"
-        "|sections:findings+impression|cut:none"
+        "CIDEr-D|x10|n:1-4|sigma:6|df:2|refs:1|tok:characters.1|case:lower"
+        "|sections:findings+impression|norm:none|marks:keep|cut:none"
     )
     assert "cut" not in corpus_scores(generated, references, PLAIN)
 

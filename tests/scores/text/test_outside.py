@@ -39,18 +39,20 @@ def written(tmp_path, monkeypatch):
 def test_the_file_is_merged_by_digest(written):
     assert {path.name for path in written.iterdir()} == {"predictions.csv", outside.NAME}
     assert outside.NAME == radeval_scores.NAME
-    found = outside.read(written, HEADER + LINES, split="test")
+    file = written / "predictions.csv"
+    found = outside.read(file, split="test")
     scores = {"exact": 0.0, "studies": 2.0}
     assert found == {"tool": "radeval 0.0", "studies": 2, "scores": scores}
-    assert outside.read(written, HEADER + LINES, split="val")["studies"] == 1
-    other = outside.read(written, HEADER + LINES + "test,5,a,b\n", split="test")
-    assert other == {"why": "outside_scores.json is of other predictions"}
-    none = outside.read(written, HEADER + LINES, split="train")
+    assert outside.read(file, split="val")["studies"] == 1
+    none = outside.read(file, split="train")
     assert none == {"why": "outside_scores.json has no scores of split 'train'"}
+    file.write_text(HEADER + LINES + "test,5,a,b\n")
+    other = outside.read(file, split="test")
+    assert other == {"why": "outside_scores.json is of other predictions"}
 
 
 def test_nothing_there_is_nothing(tmp_path):
-    assert outside.read(tmp_path, "", split="test") is None
+    assert outside.read(tmp_path / "predictions.csv", split="test") is None
 
 
 @pytest.mark.parametrize(
@@ -66,4 +68,4 @@ def test_a_file_that_is_none_is_told(written, change, why):
     file = written / outside.NAME
     found = json.loads(file.read_text())
     file.write_text("{" if change is None else json.dumps(found | change))
-    assert why in outside.read(written, HEADER + LINES, split="test")["why"]
+    assert why in outside.read(written / "predictions.csv", split="test")["why"]

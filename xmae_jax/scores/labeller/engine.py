@@ -23,13 +23,22 @@ Labels = dict[str, int | None]
 
 PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
 
-_HEADER = re.compile(r"(?:^|(?<=\s))([A-Z][A-Za-z ]{2,40}):")
+_HEADER = re.compile(
+    r"(?:^|(?<=\s))([A-Z][A-Za-z ]{2,40}|"
+    rf"{'|'.join((*rules.OTHER_SECTIONS, *rules.OWN_SECTIONS))}):"
+)
 _END = re.compile(
-    r"(?<!\bvs)(?<!\bdr)(?<!\bapprox)[.!?]+(?=\s|$)|\n\s*\n|(?:^|\s)\d{1,2}[.)](?=\s*[a-z])", re.I
+    r"(?<!\bvs)(?<!\bdr)(?<!\bapprox)[.!?]+(?=\s|$)|(?:^|\s)\d{1,2}[.)](?=\s*[a-z])"
+    r"|\n\s*(?=\n|(?-i:[A-Z])|[-*\u2022])|(?:^|\s)[-*\u2022]\s+(?=(?-i:[A-Z]))",
+    re.I,
 )
 _MARK = re.compile(r"\bX{2,}\b|_{2,}")
 _WORD = re.compile(r"[a-z0-9]+(?:\.[0-9]+)?|[,;:()/]")
+_NOT = re.compile(r"n['\u2019]t\b")
+_LAST = "."
+"""Stands for the end of a sentence in phrases."""
 _KEY = 3  # letters by which phrases are found
+_TELLING = ("finding", "part", "state", "all")
 
 
 class Said(NamedTuple):
@@ -40,23 +49,32 @@ class Said(NamedTuple):
     sides: frozenset[str]
 
 
+class Sentence(NamedTuple):
+    """What a sentence says."""
+
+    said: tuple[Said, ...]
+    known: bool
+    """Whether it tells of the chest at all, in words of the tables."""
+
+
 def label(text: str) -> Labels:
     """Label the 14 findings of CheXpert and some more in a report, or in a section of it.
 
     A finding that is present anywhere is present, else uncertain, else absent. `No Finding` is 1
     if no other is present or uncertain, support devices apart, named here or not; of a text
-    without words nothing is known.
+    in which the rules know nothing it is None.
     """
     found: dict[str, set[int]] = {}
-    words = False
+    known = False
     for sentence in _sentences(text):
-        words = True
-        for mention in _read(sentence):
+        read = _read(sentence)
+        known = known or read.known
+        for mention in read.said:
             for name in (mention.finding, rules.KINDS.get(mention.finding)):
                 if name:
                     found.setdefault(name, set()).add(mention.status)
     labels: Labels = {name: _verdict(found.get(name, set())) for name in rules.REPORTED}
-    if words:
+    if known:
         something = any(
             statuses & {PRESENT, UNCERTAIN}
             for name, statuses in found.items()
@@ -70,7 +88,7 @@ def sides(text: str) -> dict[str, set[str]]:
     """Return the sides, "left" and "right", of the findings that are present and have any."""
     found: dict[str, set[str]] = {}
     for sentence in _sentences(text):
-        for mention in _read(sentence):
+        for mention in _read(sentence).said:
             if mention.status == PRESENT and mention.sides:
                 for name in (mention.finding, rules.KINDS.get(mention.finding)):
                     if name in rules.REPORTED:
@@ -85,15 +103,19 @@ def _verdict(statuses: set[int]) -> int | None:
 def _sentences(text: str) -> Iterator[str]:
     """Split the sections that tell of the film into sentences, in lower case.
 
-    Of a section that does not, all is left out if its header is in capitals, else a sentence.
+    Of a section that does not, all up to an empty line is left out if its header is in capitals,
+    else a sentence.
     """
     parts = _HEADER.split(text)
     yield from _split(parts[0])
     for header, body in zip(parts[1::2], parts[2::2], strict=True):
-        if not header.lower().startswith(rules.OTHER_SECTIONS):
-            yield from _split(f"{header} {body}")
-        elif not header.isupper():
-            yield from list(_split(body))[1:]
+        if header.lower() not in rules.OTHER_SECTIONS:
+            yield from _split(f"{header}: {body}")
+        else:
+            own, *rest = re.split(r"\n\s*\n", body.lstrip(), maxsplit=1)
+            if not header.isupper():
+                yield from list(_split(own))[1:]
+            yield from _split("".join(rest))
 
 
 def _split(text: str) -> Iterator[str]:
@@ -132,6 +154,8 @@ def _index() -> Mapping[str, list[tuple[re.Pattern[str], str, str]]]:
         "state": rules.STATES,
         "cue": rules.CUES,
         "side": rules.SIDES,
+        "new": {"": rules.NEW},
+        "all": {"": rules.ALL},
     }
     index: dict[str, list[tuple[re.Pattern[str], str, str]]] = {}
     for kind, table in tables.items():
@@ -149,7 +173,7 @@ _INDEX = _index()
 
 def _hits(sentence: str) -> Iterator[Hit]:
     """Find the longest phrase at each word, from left to right; all of that length."""
-    words = _WORD.findall(sentence.replace("-", " "))
+    words = [*_WORD.findall(_NOT.sub(" not", sentence).replace("-", " ")), _LAST]
     line = " ".join(words) + " "
     starts, at = [], 0
     for word in words:
@@ -185,6 +209,8 @@ class _Reader:
     """Whether the cue in force has met what it is about."""
     listed: bool = False
     """Whether there was a comma, or the like, since a negation."""
+    either: bool = False
+    """Whether the next finding is the second of two."""
     verb: bool = False
     segment: int = 0
     chunk: int = 0
@@ -198,7 +224,7 @@ class _Reader:
     def clause(self) -> None:
         self.no = self.maybe = self.history = self.used = self.verb = self.told = False
         self.segment += 1
-        self.parts, self.ahead = [], None
+        self.parts, self.ahead, self.either = [], None, False
 
     def subject(self) -> None:
         """Begin a new segment with the first finding or part after a verb."""
@@ -208,43 +234,76 @@ class _Reader:
             self.segment += 1
 
     def add(self, findings: Iterable[str], hit: Hit, *, unsure: bool = False) -> None:
-        status = ABSENT if self.no else UNCERTAIN if self.maybe or unsure else PRESENT
+        unsure = unsure or self.maybe or self.either
+        status = ABSENT if self.no else UNCERTAIN if unsure else PRESENT
+        self.either = False
         for name in findings:
             self.mentions.append(
                 Mention(name, status, hit.start, hit.end, self.segment, self.chunk)
             )
 
-    def back(self, status: int) -> None:
-        """Deny the findings of this segment, or leave those of this chunk open."""
+    def back(self, status: int, *, chunk: bool) -> None:
+        """Deny the findings of this segment, or of this chunk of it, or leave them open."""
         for mention in self.mentions:
-            here = (mention.segment, mention.chunk)[: 1 + (status == UNCERTAIN)]
-            if mention.status == PRESENT and here == (self.segment, self.chunk)[: len(here)]:
+            here = mention.segment == self.segment and chunk <= (mention.chunk == self.chunk)
+            if here and mention.status in (PRESENT, UNCERTAIN):
                 mention.status = status
+
+    def choose(self) -> None:
+        """Leave the last finding and the next one open."""
+        last = self.mentions[-1].start if self.mentions else None
+        for mention in self.mentions:
+            if mention.start == last and mention.status == PRESENT:
+                mention.status = UNCERTAIN
+        self.either = True
 
 
 @lru_cache(maxsize=1 << 16)
-def _read(sentence: str) -> tuple[Said, ...]:
+def _read(sentence: str) -> Sentence:
     """Return what a sentence says; it is kept, since sentences come again and again."""
     reader, hits = _Reader(), list(_hits(sentence))
     for place, hit in enumerate(hits):
         following = next((h for h in hits[place + 1 :] if h.start >= hit.end and _counts(h)), None)
         if hit.kind == "cue":
             _cue(reader, hit)
+            if hit.value == "or" and not reader.no and following is not None:
+                before = next((h for h in hits[place - 1 :: -1] if _counts(h)), None)
+                if place and before is not None and _named(before) and _named(following):
+                    reader.choose()
+            elif hit.value in ("comma", "and") and _begins(hits, place):
+                reader.clause()
         elif hit.kind == "finding" and not reader.history:
             reader.subject()
             reader.add([hit.value], hit)
         elif hit.kind == "part":
-            half = place > 0 and hits[place - 1].value in ("left", "right")
+            last = next((h for h in hits[place - 1 :: -1] if h.kind != "new"), None)
+            half = place > 0 and last is not None and last.value in ("left", "right")
             _part(reader, hit._replace(kind="half") if half else hit)
         elif hit.kind == "state":
             _state(reader, hit, following)
     place_sides(reader.mentions, hits)
-    return tuple(Said(m.finding, m.status, frozenset(m.sides)) for m in reader.mentions)
+    said = tuple(Said(m.finding, m.status, frozenset(m.sides)) for m in reader.mentions)
+    return Sentence(said, any(hit.kind in _TELLING for hit in hits))
 
 
 def _counts(hit: Hit) -> bool:
     """Tell whether a phrase may part a state from what it is about."""
-    return hit.kind != "side" and hit.value != "at"
+    return hit.kind not in ("side", "new", "all") and hit.value != "at"
+
+
+def _named(hit: Hit) -> bool:
+    return hit.kind == "finding" and hit.value != rules.OTHER
+
+
+def _begins(hits: list[Hit], place: int) -> bool:
+    """Tell whether something new begins behind a comma or "and", and no item of a list."""
+    here = hits[place]
+    if not any(hit.kind == "new" and hit.start == here.end for hit in hits[place + 1 :]):
+        return False
+    for hit in hits[place + 1 :]:
+        if hit.kind == "cue" and hit.value in ("or", "stop", "with", "verb"):
+            return hit.value != "or"
+    return True
 
 
 def _cue(reader: _Reader, hit: Hit) -> None:
@@ -259,17 +318,19 @@ def _cue(reader: _Reader, hit: Hit) -> None:
     elif hit.value == "maybe" and not (reader.no and not reader.listed):
         reader.no, reader.maybe, reader.used = False, True, False
     elif hit.value == "none":
-        reader.back(ABSENT)
+        reader.back(ABSENT, chunk=False)
+    elif hit.value == "unlikely":
+        reader.back(ABSENT, chunk=True)
     elif hit.value == "unsure":
-        reader.back(UNCERTAIN)
+        reader.back(UNCERTAIN, chunk=True)
     elif hit.value == "verb":
         reader.verb, reader.ahead = True, None
         if reader.used:
             reader.no = reader.maybe = reader.history = False
     elif hit.value == "either":
-        reader.back(UNCERTAIN)
+        reader.back(UNCERTAIN, chunk=True)
         reader.maybe, reader.used = True, False
-    elif hit.value in ("comma", "and"):
+    elif hit.value in ("comma", "and", "or"):
         reader.listed = True
         reader.history = reader.history and not reader.used
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from xmae_jax.scores.labeller import rules
 
 _OF = {"left": {"left"}, "right": {"right"}, "both": {"left", "right"}}
-_PARTING = ("comma", "and", "verb")
+_PARTING = ("comma", "and", "or", "verb")
 _ENDING = ("stop", "with")
 _MEANING = ("means", "maybe", "either")
-_JOINING = ("and", "with", "nothing", "at", *_MEANING)
+_JOINING = ("and", "or", "with", "nothing", "at", *_MEANING)
 """Cues over which a finding may share the sides of the one before it."""
 
 
@@ -78,9 +78,13 @@ def _owner(
         before = None
     if behind and any(cue in _ENDING for cue in tail):
         behind = None
+    parted = any(cue in _PARTING for cue in tail)
+    if before is None and behind is not None and parted and later is not None:
+        clause = "verb" in tail and any(cue != "verb" for cue in tail[tail.index("verb") :])
+        if later.start == behind.start and (clause or (later.behind and "comma" in tail)):
+            return None
     if before is None or behind is None:
         return before or behind
-    parted = any(cue in _PARTING for cue in tail)
     placed = "at" in lead
     direct = placed and not any(cue in _PARTING for cue in lead[_last(lead, "at") :])
     if direct or (placed and parted):
@@ -113,5 +117,5 @@ def _share(mentions: Sequence[Mention], hits: Sequence[Hit]) -> None:
                 two.sides, two.behind = set(one.sides), one.behind
     for two, one in zip(ordered[::-1], ordered[-2::-1], strict=False):
         if two.sides and two.behind and not one.sides:
-            if _between(hits, one.end, two.start) == ["and"]:
+            if _between(hits, one.end, two.start) in (["and"], ["or"]):
                 one.sides, one.behind = set(two.sides), True

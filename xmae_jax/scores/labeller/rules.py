@@ -64,6 +64,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "airspace disease|process|density|densities",
         "air space disease|process|density|densities",
         "hazy|ground",
+        "retrocardiac|basilar|bibasilar|basal|increased density|densities",
         "haziness",
         "haze",
     ),
@@ -76,7 +77,8 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "masslike",
     ),
     "Lung Lesion": (
-        "nodular",
+        "nodular|nodularity",
+        "tree in bud ?nodularity|nodules|opacities",
         "lesion|lesions",
         "cavit*",
         "lung cancer",
@@ -98,18 +100,24 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "perihilar haze|haziness",
     ),
     "Consolidation": ("consolidat*",),
-    "Pneumonia": ("pneumonia*", "bronchopneumonia*", "infectious process|processes|etiolog*"),
+    "Pneumonia": (
+        "pneumonia*",
+        "bronchopneumonia*",
+        "infectious process|processes|etiolog*",
+        "infection",
+    ),
     "Atelectasis": (
         "atelecta*",
         "collapse|collapsed",
         "volume loss",
         "loss of volume",
     ),
-    "Pneumothorax": ("pneumothora*", "hydropneumothora*", "pleural line"),
+    "Pneumothorax": ("pneumothora*", "ptx", "hydropneumothora*", "pleural line"),
     "Pleural Effusion": (
         "effusion|effusions",
         "pleural effusion|effusions|fluid",
         "fluid ~ fissure*",
+        "layering|loculated ?pleural fluid",
         "hydrothora*",
         "hydropneumothora*",
         "hemothora*",
@@ -119,7 +127,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "thickening of the ?right|left pleura*",
     ),
     "Pleural Other": ("pleural plaque*", "fibrothora*", "pleural scar*", "pleural based"),
-    "Fracture": ("fractur*",),
+    "Fracture": ("fractur*", "vertebral|vertebra ?body|bodies collapse|collapsed"),
     "Support Devices": (
         "catheter*",
         "picc",
@@ -132,7 +140,8 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "portacath|mediport",
         "sternotomy wires",
         "wire|wires",
-        "lead|leads",
+        "leads",
+        "pacemaker|pacer|pacing|ventricular|atrial|icd|aicd|single|cardiac lead",
         "clips",
         "stent|stents",
         "prosthe*",
@@ -140,7 +149,13 @@ FINDINGS: dict[str, tuple[str, ...]] = {
         "drain",
         "screw|screws",
         "device|devices",
-        "central|venous line|lines",
+        "central|venous|subclavian|jugular|ij|femoral line|lines",
+        "ett|ngt|ogt|iabp|ecmo|impella",
+        "swan ganz",
+        "dobhoff|dobbhoff",
+        "balloon pump",
+        "tracheostomy",
+        "valve replacement|replacements",
     ),
     "Emphysema": ("emphysema*", "bulla", "bullae", "bullous"),
     "Fibrosis": ("fibrosis", "fibrotic"),
@@ -148,7 +163,25 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     OTHER: (
         "pericardial effusion*",
         "subcutaneous|mediastinal|tissue emphysema",
-        "granulom*",
+        "granulom* ?infection",
+        "old|prior|previous|remote|healed infection",
+        "mass effect",
+        "pneumomediastin*",
+        "pneumoperiton*",
+        "tubercul*",
+        "tb",
+        "pneumonitis",
+        "honeycomb*",
+        "dextrocardia",
+        "situs inversus",
+        "miliary",
+        "foreign body|bodies",
+        "hemorrhag*|haemorrhag*",
+        "ards",
+        "destruct*",
+        "engorge*",
+        "cephali*",
+        "abnormal ?frontal|portable ?chest radiograph|study|film|exam|examination|chest",
         "calcif*",
         "scar|scars|scarring",
         "degenerat*",
@@ -266,10 +299,12 @@ STATES: dict[str, tuple[str, ...]] = {
     "small": ("low", "diminished", "reduced", "decreased", "small"),
     "borderline": ("borderline",),
     "blunted": ("blunt*",),
+    "abnormal": ("abnormal",),
 }
 
 ABNORMAL: dict[tuple[str, str], tuple[str, ...]] = {
     ("heart", "large"): ("Cardiomegaly",),
+    ("heart", "abnormal"): ("Cardiomegaly",),
     ("heart", "borderline"): ("Cardiomegaly",),
     ("cardiomediastinum", "large"): ("Enlarged Cardiomediastinum", "Cardiomegaly"),
     ("cardiomediastinum", "borderline"): ("Enlarged Cardiomediastinum", "Cardiomegaly"),
@@ -327,6 +362,11 @@ CUES: dict[str, tuple[str, ...]] = {
         "resolution|removal of",
         "rather than",
         "resolved",
+        "neither",
+        "neg for",
+        "w / o",
+        "unlikely to be|represent|reflect|indicate",
+        "have|has not seen|identified|noted",
     ),
     # what stands before is absent
     "none": (
@@ -338,7 +378,12 @@ CUES: dict[str, tuple[str, ...]] = {
         "excluded",
         "ruled out",
         "no longer seen|identified|visualized|present|appreciated|evident|visible",
+        "?has|have not recurred",
+        ": none|no|absent|negative .",
+        ": none|negative ,",
     ),
+    # what stands before in this chunk is absent
+    "unlikely": ("?is|are ?thought|felt|considered|very|highly unlikely",),
     # what follows may be
     "maybe": (
         "may|could|might",
@@ -359,6 +404,10 @@ CUES: dict[str, tuple[str, ...]] = {
         "rule out",
         "borderline",
         "perhaps",
+        "doubt",
+        "unclear if|whether ?there ?is",
+        "not clear|certain|sure if|whether ?there|this ?is",
+        "correlation|correlate ?clinically for",
     ),
     # what stands before may be
     "unsure": (
@@ -367,6 +416,12 @@ CUES: dict[str, tuple[str, ...]] = {
         "not ruled out",
         "cannot ?entirely|completely be ?entirely|completely excluded",
         "?is|are questioned",
+        "cannot|not ?be ?entirely|completely|definitely|definitively|confidently ruled out",
+        "cannot|not be ?entirely|completely|definitely|definitively|confidently excluded",
+        "should|would|could|must|has|have ?also ?to ?be considered",
+        "?is|are|remains|remain a|an ?also ?diagnostic consideration|possibility|concern",
+        "?is|are|remains|remain ?also|still in the differential ?diagnosis",
+        "?is|are doubtful",
     ),
     # what follows is of another time
     "history": (
@@ -397,6 +452,22 @@ CUES: dict[str, tuple[str, ...]] = {
         "not only|without|absent",
         "not ?yet|completely|fully|entirely resolved|cleared",
         "heart and lungs have ~ interval",
+        # resolution that is not whole
+        "?has|have|is|are nearly|almost|partially|partly|mostly|largely|incompletely"
+        " ?completely|entirely resolved|cleared|gone",
+        "near|partial|incomplete ?complete ?interval resolution|clearing of",
+        # what was not there before is there now
+        "not ?well|clearly|definitely seen|present|visible|identified|noted|evident|visualized"
+        " ?on|in|at ?the|a|her|his ?most ?recent|immediate prior|previous|previously|earlier|old",
+        "not previously|formerly seen|present|visible|identified|noted|evident|visualized",
+        "tip|tips ?is|are|was not ?well|clearly seen|visible|identified|visualized|visualised",
+        # what is not there is no finding
+        "no|without ?a|any ?prior|previous|old|lateral|frontal|recent|additional|relevant|other"
+        " ?lateral|frontal|chest|comparison|imaging film|films|view|views|study|studies|exam|exams"
+        "|examination|examinations|radiograph|radiographs|comparison|comparisons|priors|images"
+        " ?for ?comparison",
+        "lead|leads to",
+        "engorgement ?is|are|appear|appears within ?normal limits ?of ?normal",
     ),
     # a new clause that goes on about the same
     "with": ("with",),
@@ -413,24 +484,53 @@ CUES: dict[str, tuple[str, ...]] = {
         "there is|are|has|have",
         "which",
         "while",
-        ", stable|unchanged|mild|mildly|minimal|persistent|small|probable",
         "whereas",
         ";",
     ),
     # either of two
-    "either": ("versus|vs", "suspected", "difficult to ?entirely exclude"),
+    "either": (
+        "versus|vs",
+        "suspected",
+        "difficult to ?entirely exclude",
+        "?is|are less likely",
+        "cannot be differentiated|distinguished|separated from",
+        "?can not be differentiated|distinguished|separated from",
+    ),
     "verb": (
         "is|are|was|were|appears|appear|remains|remain|has|have|seen|demonstrate|demonstrates",
     ),
     "comma": (",", "(", ")"),
-    "and": ("and", "or", "and or", "and / or", "/"),
+    "and": ("and", "and or", "and / or", "/"),
+    # either of two findings, where it joins such; else as "and"
+    "or": ("or",),
     # where something is
     "at": ("in|at|on|of|within|over|to|along|near|from|throughout",),
 }
 
+NEW = (
+    "stable|unchanged|mild|mildly|minimal|persistent|small|probable",
+    "moderate|moderately|severe|trace|tiny|new|decreased|increased|a|an",
+    "left|right|bilateral|bibasilar|bibasal|biapical",
+)
+"""Words with which, behind a comma or "and", something new begins if no list with "or" goes on."""
+
+ALL = (
+    "normal|negative|unremarkable|clear|stable chest|study|film|films|exam|examination|radiograph",
+    "acute|active|acutely ?intrathoracic ?cardiopulmonary|pulmonary|cardiac|chest|thoracic"
+    " ?or ?and ?pulmonary disease|process|processes|abnormality|abnormalities|finding|findings",
+    "cardiopulmonary|pulmonary|cardiac|cardiothoracic|intrathoracic|radiographic|significant|bony"
+    " ?cardiopulmonary|pulmonary disease|process|abnormality|abnormalities|finding|findings",
+    "evidence ?of|for ?active|acute disease|abnormality|abnormalities",
+    "abnormality|abnormalities|disease|process|pathology",
+    "acute|active ?preoperative|thoracic|traumatic finding|findings|injury|change|changes",
+    "negative .",
+    "has|have cleared",
+)
+"""What is said, or denied, of the whole chest."""
+
 SIDES: dict[str, tuple[str, ...]] = {
-    "left": ("left", "lingula*"),
-    "right": ("right",),
+    "left": ("left", "lingula*", "lll|lul|l"),
+    "right": ("right", "rll|rml|rul|r"),
     "both": ("bilateral*", "both", "bibasilar", "bibasal", "biapical"),
 }
 
@@ -441,16 +541,36 @@ NEAR = 3
 """Words that may stand between a state and its part or finding."""
 
 OTHER_SECTIONS = (
+    "clinical indication",
+    "clinical history",
+    "clinical information",
+    "clinical data",
+    "clinical details",
+    "clinical statement",
     "indication",
+    "indications",
     "history",
-    "clinical",
+    "patient history",
     "comparison",
+    "comparisons",
     "technique",
     "exam",
+    "examination",
+    "exam type",
+    "type of exam",
+    "type of examination",
     "reason",
+    "reason for exam",
+    "reason for examination",
+    "reason for this exam",
+    "reason for this examination",
+    "reason for study",
     "procedure",
+    "procedures",
 )
-"""How the headers of sections begin that do not tell of the film."""
+"""Headers of sections that do not tell of the film."""
+OWN_SECTIONS = ("findings", "impression", "conclusion")
+"""Headers of those that do, which are known in lower case too."""
 
 REPORTED = (*CHEXPERT, *FURTHER)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,32 +16,29 @@ from xmae_jax.scores.text.tokens import tokenise
 
 
 def originality(
-    generated: Sequence[str],
-    references: Sequence[str],
-    *,
-    training: Iterable[str] | None,
-    tokeniser: str,
+    texts: Mapping[str, Sequence[tuple[str, bool | None]]], *, tokeniser: str
 ) -> dict[str, Any]:
-    """Describe generated texts and references; two texts are alike if all their tokens are.
+    """Describe sets of texts; two texts are alike if all their tokens are.
 
-    `training` are the texts that the model was trained on, None if they are not known; an empty
-    text is nobody's copy. Lengths are in tokens.
+    Beside each stands whether training has the like (`in_training`), None if that is not known.
+    Lengths are in tokens.
     """
-    known = None
-    if training is not None:
-        known = {_digest(text) for text in tokenise(list(training), tokeniser) if text}
-    texts = {"generated": generated, "references": references}
-    return {name: _described(tokenise(some, tokeniser), known) for name, some in texts.items()}
+    return {
+        name: _described(
+            tokenise([text for text, _ in some], tokeniser), [known for _, known in some]
+        )
+        for name, some in texts.items()
+    }
 
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
 
 
-def _described(texts: Sequence[str], known: set[bytes] | None) -> dict[str, Any]:
+def _described(texts: Sequence[str], known: Sequence[bool | None]) -> dict[str, Any]:
     often = Counter(texts)
     lengths = np.array([len(text.split()) for text in texts])
-    copied = None if known is None else sum(_digest(text) in known for text in texts)
+    copied = None if None in known else sum(map(bool, known))
     total = max(len(texts), 1)
     low, middle, high = np.percentile(lengths, [5, 50, 95]).tolist() if len(texts) else [None] * 3
     return {
@@ -62,6 +59,6 @@ def _described(texts: Sequence[str], known: set[bytes] | None) -> dict[str, Any]
 
 
 def in_training(texts: Sequence[str], *, training: Iterable[str], tokeniser: str) -> list[bool]:
-    """Tell of each text whether one of training is alike, as `originality` counts them."""
+    """Tell of each text whether one of training is alike; an empty text is nobody's copy."""
     known = {_digest(text) for text in tokenise(list(training), tokeniser) if text}
     return [text != "" and _digest(text) in known for text in tokenise(texts, tokeniser)]

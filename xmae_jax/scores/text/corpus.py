@@ -42,7 +42,10 @@ class TextScoring:
 
     tokeniser: str = "r2gen"
     sections: tuple[str, ...] = ("findings",)
-    """What texts and references hold; told, not looked at."""
+    """What texts and references hold; told, not looked at, and so are these two."""
+    normalisation: str = "none"
+    marks: str = "keep"
+    """What became of marks of de-identification."""
     cut: int | None = None
     """Tokens that are kept of texts and references in the second set of scores; None: no such."""
     meteor: bool = False
@@ -72,7 +75,7 @@ def score(
 ) -> Scored:
     """Score texts against the references of the same ids, in the order of `generated`.
 
-    Raises TextScoreError where ids differ, and java.NoJava where the tokeniser needs Java.
+    Raises TextScoreError where ids differ.
     """
     ids = tuple(generated)
     allowed = [_listed(references, one) for one in ids]
@@ -123,8 +126,10 @@ def _signatures(
         [
             f"refs:{least}" + f"-{most}" * (most > least),
             f"tok:{scoring.tokeniser}.{tokeniser.version}",
-            f"case:{tokeniser.case}",
+            "case:lower",
             f"sections:{'+'.join(scoring.sections)}",
+            f"norm:{scoring.normalisation}",
+            f"marks:{scoring.marks}",
             f"cut:{'none' if cut is None else cut}",
         ]
     )

@@ -14,19 +14,20 @@ from typing import Any
 NAME = "outside_scores.json"
 
 
-def read(folder: Path, predictions: str, *, split: str) -> dict[str, Any] | None:
-    """Return the scores of a split that stand beside its predictions; None if there are none.
+def read(predictions: Path, *, split: str) -> dict[str, Any] | None:
+    """Return the scores of a split that stand beside a file of predictions; None if none do.
 
     Where the file is of other predictions or cannot be read, the reason comes in their place.
     """
     try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        found = json.loads(predictions.with_name(NAME).read_text(encoding="utf-8"))
+        digest = hashlib.sha256(predictions.read_bytes()).hexdigest()
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
         return {"why": f"{NAME} cannot be read"}
     try:
-        if found["predictions_sha256"] != hashlib.sha256(predictions.encode()).hexdigest():
+        if found["predictions_sha256"] != digest:
             return {"why": f"{NAME} is of other predictions"}
         one = found["splits"][split]
         scores = {str(name): float(value) for name, value in one["scores"].items()}

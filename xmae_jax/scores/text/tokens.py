@@ -4,9 +4,7 @@
 Numbers of a list and punctuation inside sentences are dropped, and each sentence ends with a token
 "."; differs from the reference in that an empty text stays empty, where R2Gen makes it ".", that
 line ends count as blanks and any run of points as one, and that rare words stay words.
-"coco": Stanford's PTBTokenizer by Java, lower case, without punctuation, as pycocoevalcap has it.
 "characters": for Chinese; each character is a token, and so is each run of a-z and 0-9.
-"whitespace": the text as it is.
 """
 
 from __future__ import annotations
@@ -18,25 +16,18 @@ from typing import NamedTuple
 from xmae_jax.scores.text import java
 
 _R2GEN_DROPS = re.compile(r"""[.,?;*!%^&_+():<=>@\[\]{}"/\\']""")
-_PTB = ("tokenizer/stanford-corenlp-3.4.1.jar", "edu.stanford.nlp.process.PTBTokenizer")
-# The list of pycocoevalcap. It has brackets in capitals, but text is in lower case: they stay.
-_COCO_DROPS = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 
 
 class Tokeniser(NamedTuple):
-    """How texts are cut, and what a signature says of it."""
+    """How a text is cut, and the version of that for signatures. All put it into lower case."""
 
-    case: str
     version: int
-    tokenise: Callable[[Sequence[str]], list[str]]
+    tokenise: Callable[[str], str]
 
 
 def tokenise(texts: Sequence[str], name: str, *, cut: int | None = None) -> list[str]:
-    """Return the tokens of each text with one blank between them, at most `cut` of them.
-
-    Raises java.NoJava where the tokeniser needs what is not there.
-    """
-    found = TOKENISERS[name].tokenise(texts)
+    """Return the tokens of each text with one blank between them, at most `cut` of them."""
+    found = [TOKENISERS[name].tokenise(text) for text in texts]
     return found if cut is None else [" ".join(one.split(" ")[:cut]) for one in found]
 
 
@@ -51,20 +42,8 @@ def _r2gen(text: str) -> str:
     return " ".join(f"{' . '.join(sentences)} .".split())
 
 
-def _coco(texts: Sequence[str]) -> list[str]:
-    jar, program = _PTB
-    arguments = ["-cp", str(java.jar(jar)), program, "-preserveLines", "-lowerCase"]
-    lines = java.answers(arguments, [java.line(text) for text in texts])
-    return [" ".join(t for t in one.split(" ") if t and t not in _COCO_DROPS) for one in lines]
-
-
 def _characters(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+|\S", text.lower()))
 
 
-TOKENISERS = {
-    "r2gen": Tokeniser("lower", 1, lambda texts: [_r2gen(text) for text in texts]),
-    "coco": Tokeniser("lower", 1, _coco),
-    "characters": Tokeniser("lower", 1, lambda texts: [_characters(text) for text in texts]),
-    "whitespace": Tokeniser("as_written", 1, lambda texts: [java.line(text) for text in texts]),
-}
+TOKENISERS = {"r2gen": Tokeniser(1, _r2gen), "characters": Tokeniser(1, _characters)}
