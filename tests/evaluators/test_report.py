@@ -41,8 +41,8 @@ def written(texts) -> Reports:
     return Reports(
         tuple(
             Written(
-                "test", 0, i, f"i{i}", f"p{i}", "", "", "findings", text, reference, 9,
-                None, None, unknown,
+                "test", 0, i, f"i{i}", f"p{i}", "", "", "findings", "report-1", "keep", text,
+                reference, 9, None, None, unknown,
             )
             for i, (text, reference) in enumerate(texts)
         )
