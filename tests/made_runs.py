@@ -16,7 +16,7 @@ from xmae_jax.optim import split
 from xmae_jax.rundir import Run
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import open_split
-from xmae_jax.tasks.text import tokenizer_of
+from xmae_jax.tasks.text import text_record, tokenizer_of
 from xmae_jax.typing import TrainState
 
 SMALL = dict(width=32, depth=2, heads=2, patch_size=16, base_grid=4)
@@ -57,7 +57,7 @@ def make_run(workdir: Path, config: str, *, data: Path | None = None, step: int 
     if made.data.text is not None:
         training = open_split(made, made.data.split, findings=())
         sources, tokenizer = training.records, tokenizer_of(made, workdir, training)
-        text = {"tokenizer": tokenizer.digest}
+        text = text_record(made, tokenizer)
     listed = [
         {"records": len(s), "digest": s.digest, "film": film_format(path), **text}
         for path, s in zip(made.data.paths, sources, strict=True)

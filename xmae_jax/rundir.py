@@ -28,8 +28,8 @@ class Run:
     id: str
     """Drawn once; every checkpoint carries it."""
     sources: list[dict[str, Any]]
-    """Number of records, digest, and how films became squares, of each source; for reports also the
-    tokenizer's digest."""
+    """Number of records, digest, and how films became squares, of each source; for reports also
+    the tokenizer's digest, the name of what was done to texts before, and the policy on marks."""
     offsets: tuple[tuple[int, int], ...] = ()
     """Roll-backs: (first step, batches passed over from there on)."""
     configs: tuple[str, ...] = ()

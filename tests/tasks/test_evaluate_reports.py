@@ -93,7 +93,8 @@ def test_copies_are_looked_for_in_what_was_trained_on(texts_alone, tmp_path):
 
 def test_files(evaluated, shards):
     metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert metrics["about"]["leaks"] == {} and metrics["about"]["unreadable"] == 0
+    about = metrics["about"]
+    assert (about["leaks"], about["unreadable"], about["without_film"]) == ({}, 0, 0)
     lines = list(csv.DictReader((evaluated / "predictions.csv").open(newline="")))
     assert len(lines) == metrics["studies"] > 0
     assert {line["split"] for line in lines} == {"test"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.runs import again, finish, lines, start
+from xmae_jax.data.text import NORMALISATION
 from xmae_jax.rundir import TOKENIZER
 
 SMALL = (
@@ -54,6 +55,7 @@ def test_a_run_leaves_scores_of_what_it_wrote(written):
     assert {p.name for p in pictures.iterdir()} == {"perplexity.png", "report.png"}
     (source,) = json.loads((workdir / "run.json").read_text())["sources"]
     assert len(source["tokenizer"]) == 64
+    assert (source["normalisation"], source["marks"]) == (NORMALISATION, "drop_sentence")
 
 
 def test_a_run_goes_on_by_its_own_copy_of_the_tokenizer(written, shards, tmp_path):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -94,7 +94,7 @@ def _training_texts(loaded: LoadedRun, config: Config) -> list[str] | None:
         print("note: what the run was trained on cannot be read, so copies are not looked for")
         return None
     return [
-        text.target(report)
+        text.target(cast(Mapping[str, str], report))
         for split in training
         if split is not None
         for report in reports_of(split, skip=True)

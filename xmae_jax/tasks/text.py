@@ -11,7 +11,7 @@ from xmae_jax import hosts, init_from
 from xmae_jax.checkpoint import step_directories
 from xmae_jax.config import Config, ConfigError, objective_of
 from xmae_jax.data.manifest import DataError
-from xmae_jax.data.text import Tokenizer, language_of, normalise
+from xmae_jax.data.text import NORMALISATION, Tokenizer, language_of, normalise
 from xmae_jax.data.tokenizer_training import train_tokenizer
 from xmae_jax.models.convert_t5 import read_t5
 from xmae_jax.models.weight_files import is_weights
@@ -93,6 +93,15 @@ def tokenizer_of(config: Config, workdir: Path, training: Split) -> Tokenizer | 
             f" {tokenizer.vocab} pieces"
         )
     return tokenizer
+
+
+def text_record(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Tell of each source, for `run.json`, how its reports become tokens; nothing without any."""
+    if tokenizer is None:
+        return {}
+    assert config.data.text is not None
+    marks = config.data.text.marks
+    return {"tokenizer": tokenizer.digest, "normalisation": NORMALISATION, "marks": marks}
 
 
 def run_tokenizer(workdir: Path) -> Tokenizer:

@@ -33,7 +33,7 @@ from xmae_jax.tasks.evaluators import Seen, evaluators_of
 from xmae_jax.tasks.film import mfu_of_speed, view_of
 from xmae_jax.tasks.model import named
 from xmae_jax.tasks.split import Split, class_stats, open_split
-from xmae_jax.tasks.text import tokenizer_of, with_decoder
+from xmae_jax.tasks.text import text_record, tokenizer_of, with_decoder
 
 NO_DATA = """config.data.path is not set. These two commands make films to try it on:
   python -m data_prep.phantoms --output runs/phantoms/films --count 1000 --seed 0
@@ -90,7 +90,7 @@ def _run(
     held_out = open_split(config, name, findings=findings) if name else None
     tokenizer = tokenizer_of(config, workdir, training)
     copy = None if tokenizer is None else workdir / TOKENIZER
-    text = {} if tokenizer is None else {"tokenizer": tokenizer.digest}
+    text = text_record(config, tokenizer)
     listed = [
         {"records": size, "digest": digest, "film": film_format(path), **text}
         for path, size, digest in zip(
