@@ -10,6 +10,7 @@ from tests.scores.test_reports import written
 from xmae_jax.data.text import Tokenizer
 from xmae_jax.evaluators.report import Reporting, Study, table
 from xmae_jax.evaluators.report_page import SHOWN, report_page
+from xmae_jax.exports import card
 from xmae_jax.scores.agreement import NAMES
 from xmae_jax.scores.report_summary import compare, summarise
 from xmae_jax.scores.reports import Reports, from_csv
@@ -98,6 +99,14 @@ def test_known_numbers():
         "sections:findings|norm:report-1|marks:drop_word|cut:59"
     )
     assert metrics["tokens"]["median"] == 29
+
+
+def test_a_model_card_tells_the_scores():
+    metrics, _ = evaluated()
+    said = card.texts(metrics)
+    value = metrics["text"]["full"]["bleu4"]["value"]
+    assert "5 studies of 5 patients" in said and f"| bleu4 | {value:.3f} (" in said
+    assert "| meteor | undefined |" in said and "| uncertain absent |" in said
 
 
 def test_the_same_text_scores_one():

@@ -141,7 +141,8 @@ def _scores(card: Card) -> str:
         other = "" if step == card.origin.step else " (of another step than these weights)"
         parts.append(f"### {name}, step {step:,}{other}")
         parts += [told] if (told := _scored_on(metrics.get("about", {}))) else []
-        parts.append(_findings(metrics) if "findings" in metrics else _numbers(metrics))
+        kind = texts if "text" in metrics else _findings if "findings" in metrics else _numbers
+        parts.append(kind(metrics))
     return "\n\n".join(parts)
 
 
@@ -197,6 +198,21 @@ def _findings(metrics: dict[str, Any]) -> str:
     if about.get("of_training"):
         told += " The films are those of training: the scores say nothing of other films."
     return f"{told}\n\n{_table(head, rows)}"
+
+
+def texts(metrics: dict[str, Any]) -> str:
+    """Write scores of reports, with their 95 % intervals and signatures."""
+    rows = [
+        (name, _score({name: one["value"], f"{name}_interval": one["interval"]}, name),
+         _plain(one["signature"]))
+        for name, one in metrics["text"]["full"].items()
+    ]  # fmt: skip
+    for policy, entry in (metrics["findings"] or {}).items():
+        micro = _score(entry["chexpert_14"]["micro"], "f1")
+        rows.append(("F1 of 14 findings, micro", micro, policy.replace("_", " ")))
+    told = f"{metrics['studies']:,} studies of {metrics['patients']:,} patients, split"
+    table = _table(("score", "value (95 % interval)", "signature"), rows)
+    return f"{told} {metrics['split']!r}.\n\n{table}"
 
 
 def _score(entry: dict[str, Any], name: str) -> str:
