@@ -87,6 +87,7 @@ def texts(shards, tmp_path_factory):
     return folder / "shards"
 
 
+@pytest.mark.slow
 def test_a_decoder_warms_up_on_text_and_goes_on_with_films(shards, texts, tmp_path):
     warm, run = tmp_path / "warm", tmp_path / "run"
     freeze = ("encoder/.*", "head/(projection|views|norm)(/.*)?", ".*/cross/.*")
@@ -105,6 +106,7 @@ def test_a_decoder_warms_up_on_text_and_goes_on_with_films(shards, texts, tmp_pa
     assert len(sources) == 2 and sources[0]["tokenizer"] == sources[1]["tokenizer"]
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_run(written, shards, tmp_path):
     argv = command(shards, tmp_path / "run", "--config.mesh.fsdp=2")
     process = start([*argv, "--config.data.eval_split=None"], devices=8)
