@@ -95,8 +95,8 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Say of what these are the scores, as (what, value)."""
+def origin(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say where scores come from, as (what, value)."""
     about = metrics["about"]
     if "data" in about:
         yield "Data", ", ".join(about["data"])
@@ -105,6 +105,12 @@ def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         yield "Predictions", about["predictions"]
     yield "Split", metrics["split"]
+
+
+def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say of what these are the scores, as (what, value)."""
+    about = metrics["about"]
+    yield from origin(metrics)
     counts = (f"{metrics[name]:,} {name}" for name in ("patients", "studies", "films"))
     yield "Scored", ", ".join(counts)
     chosen = metrics["chosen_on"]

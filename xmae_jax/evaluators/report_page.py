@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from xmae_jax.evaluators.page import leaks, template
+from xmae_jax.evaluators.page import leaks, origin, template
 from xmae_jax.scores.agreement import NAMES, SETS, labelled
 from xmae_jax.scores.labeller import sides
 from xmae_jax.scores.report_summary import each_study
@@ -115,13 +115,7 @@ def _uri(film: UInt8[np.ndarray, "h w"]) -> str:
 def _about(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Say of what these are the scores, as (what, value)."""
     about = metrics["about"]
-    if "data" in about:
-        yield "Data", ", ".join(about["data"])
-    if "run" in about:
-        yield "Checkpoint", f"step {about['step']:,} of {about['run']}"
-    else:
-        yield "Predictions", about["predictions"]
-    yield "Split", metrics["split"]
+    yield from origin(metrics)
     yield "Scored", f"{metrics['patients']:,} patients, {metrics['studies']:,} studies"
     if "text" in metrics:
         scoring = metrics["text"]["scoring"]
