@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import fcntl
 import functools
-import importlib
 import importlib.metadata
 import json
 import os
@@ -114,8 +113,6 @@ def build(options: argparse.Namespace) -> str:
     if policy.exclude and not options.allow_other_keys:
         check_keys(policy.exclude, policy.key)
     run = _beam(options) if options.runner == "beam" else None
-    # Slow to import, and only the end needs it: now, while others work.
-    threading.Thread(target=importlib.import_module, args=("tensorflow_datasets",)).start()
     with Workers(options.workers) as workers:
         jobs = jobs_of(inputs, workers)
         notes = notes_of(jobs, inputs)
