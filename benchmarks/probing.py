@@ -68,12 +68,12 @@ def train(config: str, workdir: Path, settings: Mapping[str, object]) -> None:
     run("xmae_jax.main", f"--config=configs/{config}.py", f"--workdir={workdir}", *flags)
 
 
-def build(folder: Path, *more: str) -> Path:
+def build(folder: Path, *more: str, side: int = SIDE) -> Path:
     """Make `shards` of the `films` in a folder, unless they are there."""
     shards = folder / "shards"
     if not (shards / "manifest.json").exists():
         places = ("--input", str(folder / "films"), "--output", str(shards))
-        run("data_prep.build", *places, "--size", str(SIDE), "--lungs", "given", *more)
+        run("data_prep.build", *places, "--size", str(side), "--lungs", "given", *more)
     return shards
 
 

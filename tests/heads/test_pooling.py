@@ -31,8 +31,13 @@ def average(patches, valid):
     return np.stack([row[seen].mean(0) for row, seen in zip(patches, valid, strict=True)])
 
 
+def largest(patches, valid):
+    valid = np.ones(patches.shape[:2], bool) if valid is None else valid
+    return np.stack([row[seen].max(0) for row, seen in zip(patches, valid, strict=True)])
+
+
 @pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
-@pytest.mark.parametrize("pool", ["cls", "mean", "cls_mean"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "cls_mean", "mean_max"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_linear_against_numpy(pool, layers, valid):
     features = features_of(valid=valid)
@@ -44,6 +49,7 @@ def test_linear_against_numpy(pool, layers, valid):
         "cls": cls,
         "mean": average(patches, valid),
         "cls_mean": np.concatenate([cls, average(patches[..., -WIDTH:], valid)], axis=-1),
+        "mean_max": np.concatenate([average(patches, valid), largest(patches, valid)], axis=-1),
     }[pool]
     out = params["out"]
     want = pooled @ np.asarray(out["kernel"], np.float64) + np.asarray(out["bias"])

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from xmae_jax.heads.dense import DenseHead
+from xmae_jax.models.patches import patchify
 from xmae_jax.models.unet import UNet, UNetConfig
-from xmae_jax.models.vit import patchify
 
 
 @pytest.mark.parametrize(("patch_size", "widths"), [(1, (8, 16)), (4, (8, 16, 8)), (2, (16,))])

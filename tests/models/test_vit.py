@@ -103,6 +103,34 @@ def test_what_decays_and_how_fast_it_moves():
     np.testing.assert_allclose(rate.reshape(-1), [0.25, 0.5])
 
 
+def test_a_hybrid_stem_sees_past_a_patch_and_no_linear_one_does():
+    def seen(stem):
+        encoder = made(stem=stem, layer_scale=0.0)  # tokens keep to themselves
+        return jax.grad(lambda x: encoder(x).patches[0, 27].sum())(films(1))[0, :, :, 0] != 0
+
+    hybrid, linear = seen("hybrid"), seen("linear")
+    patch = np.zeros((32, 32), bool)
+    patch[12:16, 12:16] = True  # the 28th of 8 x 8 patches of 4 px
+    np.testing.assert_array_equal(linear, patch)
+    assert hybrid[10:18, 10:18].all()
+    names = flatten(nnx.to_pure_dict(nnx.state(made(stem="hybrid"), nnx.Param)))
+    shapes = {name: leaf.shape for name, leaf in names.items() if name.startswith("patch_embed")}
+    assert shapes["patch_embed/level0/conv1/kernel"] == (3, 3, 4, 8)
+    assert shapes["patch_embed/level1/conv2/kernel"] == (3, 3, 16, 16)
+    mesh = sharding.make_mesh(data=8, fsdp=1)
+    sharding.state_shardings({"params": {"encoder": names}}, mesh)  # raises where no rule fits
+
+
+def test_nothing_can_be_hidden_from_a_hybrid_stem():
+    with pytest.raises(ValueError, match="nothing can be hidden"):
+        made(stem="hybrid")(films(), jnp.asarray([[5, 17], [0, 1]]))
+    with pytest.raises(ValueError, match="nothing can be hidden"):
+        small_mae(encoder=small_encoder(stem="hybrid"))
+    for wrong in (dict(patch_size=12), dict(patch_size=1), dict(patch_size=16, width=12)):
+        with pytest.raises(ValueError, match="hybrid"):
+            small_encoder(stem="hybrid", **wrong)
+
+
 @pytest.mark.parametrize("wrong", [dict(registers=-1), dict(norm_eps=0.0)])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

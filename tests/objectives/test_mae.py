@@ -11,8 +11,8 @@ import pytest
 from tests.helpers import small_batch, small_mae
 from xmae_jax import rng
 from xmae_jax.config import objective_of, resolve
+from xmae_jax.models.patches import patchify, unpatchify
 from xmae_jax.models.pixel_decoder import PixelDecoder
-from xmae_jax.models.vit import patchify, unpatchify
 from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.objectives.mae import normalise
 from xmae_jax.objectives.masking import lung_coverage

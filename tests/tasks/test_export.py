@@ -182,7 +182,7 @@ def test_films_are_not_squashed_that_were_padded(mae, shards, tmp_path, fit):
 def test_the_released_stem_has_no_class_there(tmp_path):
     stem = dict(objective__encoder__patch_size=64, objective__encoder__stem="conv", image_size=256)
     config = make_run(tmp_path / "run", "finetune_full", **stem)
-    with pytest.raises(ConfigError, match="no class for a stem of three convolutions"):
+    with pytest.raises(ConfigError, match="no class for an encoder whose stem is 'conv'"):
         exported(tmp_path / "run", config, "hf")
     found = load_file(next(exported(tmp_path / "run", config, "safetensors").glob("*.safetensors")))
     assert found["patch_embed.conv1.weight"].shape == (32, 1, 16, 16)

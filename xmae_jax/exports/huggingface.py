@@ -54,7 +54,7 @@ def write_folder(folder: Path, parts: Parts, about: dict[str, str]) -> tuple[str
     safetensors. Raises NoSuchClass.
     """
     if parts.encoder.stem != "linear":
-        raise NoSuchClass("a stem of three convolutions")
+        raise NoSuchClass(f"an encoder whose stem is {parts.encoder.stem!r}")
     name, config, arrays, left = _choose(parts)
     homeless = sorted(key for key in left if key.startswith("encoder/"))
     if homeless:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from xmae_jax.heads.parts import mean, tokens
+from xmae_jax.heads.parts import mean, most, tokens
 from xmae_jax.typing import Features
 
 
@@ -22,8 +22,9 @@ class LinearConfig:
     """Settings of the linear head."""
 
     kind: Literal["linear"]
-    pool: Literal["cls", "mean", "cls_mean"]
-    """"cls_mean" joins the mean patch of the last block to the CLS of all."""
+    pool: Literal["cls", "mean", "cls_mean", "mean_max"]
+    """"cls_mean" joins the mean patch of the last block to the CLS of all; "mean_max" joins the
+    mean patch and the largest value of each channel, by which a small lesion is found sooner."""
     layers: int
     """How many of the last blocks are read, joined along the width."""
 
@@ -51,7 +52,9 @@ class LinearHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        blocks = config.layers + (config.pool == "cls_mean")
+        blocks = {"cls_mean": config.layers + 1, "mean_max": 2 * config.layers}.get(
+            config.pool, config.layers
+        )
         self.out = linear_out(blocks * width, findings, rngs=rngs)
 
     def pooled(self, features: Features) -> Float[Array, "b d"]:
@@ -61,6 +64,9 @@ class LinearHead(nnx.Module):
             return cls.astype(jnp.float32)
         if self.config.pool == "mean":
             return mean(patches, features.valid)
+        if self.config.pool == "mean_max":
+            average, largest = mean(patches, features.valid), most(patches, features.valid)
+            return jnp.concatenate([average, largest], axis=-1)
         _, patches = tokens(features, layers=1)
         last = mean(patches, features.valid)
         return jnp.concatenate([cls.astype(jnp.float32), last], axis=-1)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from xmae_jax.models.vit import patchify
+from xmae_jax.models.patches import patchify
 
 GROUP = 8
 """Channels of a group of the norm."""
@@ -45,10 +45,12 @@ class UNetConfig:
 class ConvBlock(nnx.Module):
     """Two 3 x 3 convolutions, each with a group norm and a ReLU."""
 
-    def __init__(self, inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, width: int, *, group: int = GROUP, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
         conv = partial(nnx.Conv, kernel_size=(3, 3), use_bias=False, dtype=dtype, rngs=rngs)
         norm = partial(
-            nnx.GroupNorm, num_groups=None, group_size=GROUP, epsilon=1e-5, dtype=dtype, rngs=rngs
+            nnx.GroupNorm, num_groups=None, group_size=group, epsilon=1e-5, dtype=dtype, rngs=rngs
         )
         self.conv1, self.norm1 = conv(inputs, width), norm(width)
         self.conv2, self.norm2 = conv(width, width), norm(width)
@@ -61,6 +63,14 @@ class ConvBlock(nnx.Module):
 def _halve(x: Float[Array, "b h w d"]) -> Float[Array, "b h/2 w/2 d"]:
     b, h, w, d = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, d).mean(axis=(2, 4))
+
+
+def largest(x: Float[Array, "b h w d"]) -> Float[Array, "b h/2 w/2 d"]:
+    """Take the largest of two by two values."""
+    return jnp.maximum(
+        jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2]),
+        jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2]),
+    )
 
 
 def _double(x: Float[Array, "b h w d"]) -> Float[Array, "b 2*h 2*w d"]:

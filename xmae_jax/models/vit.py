@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 from xmae_jax.models.layers import (
     Block,
@@ -26,7 +26,9 @@ from xmae_jax.models.layers import (
     stack,
     torch_linear,
 )
+from xmae_jax.models.patches import patchify
 from xmae_jax.models.position import Resample, resample, sincos_2d
+from xmae_jax.models.unet import ConvBlock, largest
 from xmae_jax.typing import Features
 
 
@@ -38,8 +40,9 @@ class EncoderConfig:
     depth: int
     heads: int
     patch_size: int
-    stem: Literal["linear", "conv"]
-    """"conv": the released three convolutions (16, 4, 1), for 64-pixel patches."""
+    stem: Literal["linear", "conv", "hybrid"]
+    """"conv": the released three convolutions (16, 4, 1), for 64-pixel patches. "hybrid": a small
+    convolutional network over the whole film, from which no patch can be hidden."""
     base_grid: int
     """Side of the grid in whose unit positions are counted, see `models/position.py`."""
     positions: Literal["sincos", "learned"]
@@ -64,23 +67,13 @@ class EncoderConfig:
             raise ValueError("registers must not be negative, and norm_eps must be positive")
         if self.stem == "conv" and self.patch_size != 64:
             raise ValueError(f"encoder.stem 'conv' has patches of 64 px, not {self.patch_size}")
-
-
-def patchify(image: Num[Array, "b h w 1"], patch_size: int) -> Num[Array, "b n pp"]:
-    """Cut a film into row-major patches, each flattened as (row, column)."""
-    b, h, w, _ = image.shape
-    p = patch_size
-    x = image.reshape(b, h // p, p, w // p, p)
-    return x.transpose(0, 1, 3, 2, 4).reshape(b, (h // p) * (w // p), p * p)
-
-
-def unpatchify(
-    patches: Float[Array, "b n pp"], grid: tuple[int, int], patch_size: int
-) -> Float[Array, "b h w 1"]:
-    """Undo `patchify`."""
-    (gh, gw), p = grid, patch_size
-    x = patches.reshape(-1, gh, gw, p, p).transpose(0, 1, 3, 2, 4)
-    return x.reshape(-1, gh * p, gw * p, 1)
+        if self.stem == "hybrid":
+            levels = self.patch_size.bit_length() - 1
+            if self.patch_size != 2**levels or levels < 1 or self.width % 2 ** (levels - 1):
+                raise ValueError(
+                    "encoder.stem 'hybrid' has patches of 2, 4, 8 ... px, and each level half the"
+                    f" channels of the next: not {self.patch_size} px and width {self.width}"
+                )
 
 
 class ConvStem(nnx.Module):
@@ -103,6 +96,32 @@ class ConvStem(nnx.Module):
         return self.conv1(x)
 
 
+class HybridStem(nnx.Module):
+    """A convolutional network whose map at the stride of a patch gives the tokens.
+
+    Dosovitskiy et al. (arXiv 2010.11929, section 3.1, "hybrid architecture"). Pixels come in two by
+    two; a level is two 3 x 3 convolutions, each with an instance norm (Ulyanov et al., arXiv
+    1607.08022) and a ReLU; from level to level the largest of two by two values goes on, and
+    channels double up to the encoder's width. What is thin or faint, as a pleural line, is found
+    with few films, where attention over linear patches takes many or a long pre-training.
+    """
+
+    def __init__(self, width: int, patch_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.levels = patch_size.bit_length() - 1
+        widths = [width // 2 ** (self.levels - 1 - level) for level in range(self.levels)]
+        for level, (inputs, outputs) in enumerate(zip([4, *widths[:-1]], widths, strict=True)):
+            block = ConvBlock(inputs, outputs, group=1, dtype=dtype, rngs=rngs)
+            setattr(self, f"level{level}", block)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "b h w 1"]) -> Float[Array, "b n d"]:
+        b, h, w, _ = image.shape
+        x = patchify(image, 2).reshape(b, h // 2, w // 2, 4)
+        for level in range(self.levels):
+            x = getattr(self, f"level{level}")(largest(x) if level else x)
+        return self.out(x.reshape(b, -1, x.shape[-1]))
+
+
 class Encoder(nnx.Module):
     """Embed the visible patches, add positions, CLS and registers, run the blocks."""
 
@@ -111,6 +130,8 @@ class Encoder(nnx.Module):
         self.config, self.compute = c, compute
         if c.stem == "conv":
             self.patch_embed = ConvStem(c.width, dtype=dtype, rngs=rngs)
+        elif c.stem == "hybrid":
+            self.patch_embed = HybridStem(c.width, c.patch_size, dtype=dtype, rngs=rngs)
         else:
             self.patch_embed = linear(c.patch_size**2, c.width, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, c.width)))
@@ -172,11 +193,18 @@ class Encoder(nnx.Module):
         c, dtype = self.config, self.compute.dtype
         b, h, w, _ = image.shape
         grid = (h // c.patch_size, w // c.patch_size)
-        patches = patchify(image, c.patch_size)  # b n pp
+        if c.stem == "hybrid" and keep_ids is not None:
+            raise ValueError("encoder.stem 'hybrid' sees the whole film: nothing can be hidden")
         if keep_ids is None:
-            keep_ids = jnp.broadcast_to(jnp.arange(patches.shape[1])[None], patches.shape[:2])
-        visible = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)  # b k pp
-        x = self.patch_embed(visible.astype(dtype)) + self._table(grid)[keep_ids].astype(dtype)
+            n = grid[0] * grid[1]
+            keep_ids = jnp.broadcast_to(jnp.arange(n)[None], (b, n))
+        if c.stem == "hybrid":
+            x = self.patch_embed(image.astype(dtype))  # b n d
+        else:
+            patches = patchify(image, c.patch_size)  # b n pp
+            visible = jnp.take_along_axis(patches, keep_ids[:, :, None], axis=1)  # b k pp
+            x = self.patch_embed(visible.astype(dtype))
+        x += self._table(grid)[keep_ids].astype(dtype)
         tokens = [self.cls[...], self.registers[...]] if c.registers else [self.cls[...]]
         tokens = [jnp.broadcast_to(t.astype(dtype), (b, *t.shape[1:])) for t in tokens]
         return jnp.concatenate([*tokens, x], axis=1), keep_ids, grid  # b 1+r+k d

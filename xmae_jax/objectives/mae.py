@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, Key, Shaped, UInt8
 from xmae_jax import metrics, rng
 from xmae_jax.attention import Backend
 from xmae_jax.models.layers import Compute, Remat
+from xmae_jax.models.patches import patchify, unpatchify
 from xmae_jax.models.pixel_decoder import DecoderConfig, PixelDecoder
-from xmae_jax.models.vit import Encoder, EncoderConfig, patchify, unpatchify
+from xmae_jax.models.vit import Encoder, EncoderConfig
 from xmae_jax.objectives import masking
 from xmae_jax.objectives.base import ModuleObjective, grid_of
 from xmae_jax.typing import Batch, LossOut, Params, Prepared
@@ -90,6 +91,8 @@ class Mae(ModuleObjective):
         n = self.grid[0] * self.grid[1]
         if not 0 < self.mask.keep < n:
             raise ValueError(f"mask.keep is {self.mask.keep}, and the grid has {n} patches")
+        if self.encoder.stem == "hybrid":
+            raise ValueError("encoder.stem 'hybrid' sees the whole film: nothing can be hidden")
 
     @property
     def grid(self) -> tuple[int, int]:

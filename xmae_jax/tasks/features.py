@@ -33,7 +33,7 @@ from xmae_jax.typing import Params, TrainState
 
 def what_to_read(config: Config, objective: Supervised, *, films: int, say: Any) -> Reads:
     """Choose what a probe reads, and say why: pooled features, stored patches, or films."""
-    if isinstance(objective.head, LinearConfig):
+    if isinstance(objective.head, LinearConfig) and objective.head.pool != "mean_max":
         return "pooled"
     n, layers = objective.grid[0] * objective.grid[1], objective.head.layers
     gigabytes = films * layers * n * objective.encoder.width * 2 / 1e9

@@ -106,7 +106,7 @@ def _rollout(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Floa
     valid, config = batch["valid"], head.config
     if isinstance(config, LinearConfig):
         share = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
-        of_cls = {"cls": 1.0, "mean": 0.0, "cls_mean": 0.5}[config.pool]
+        of_cls = {"cls": 1.0, "cls_mean": 0.5}.get(config.pool, 0.0)
         weights, cls = (1 - of_cls) * share, jnp.full((len(valid), 1), of_cls)
         rows = jnp.concatenate([cls, weights], axis=1)[:, None]
         rows = jnp.repeat(rows, chosen.shape[1], axis=1)  # b m 1+n

@@ -1,0 +1,269 @@
+"""Reports of unseen phantom patients: findings, their sides, and what is left with films shuffled.
+
+Command:  python -m benchmarks.report_phantoms           (about an hour on two cores)
+          python -m benchmarks.report_phantoms --smoke     (three minutes)
+
+Draws 5,000 studies, fine-tunes a small hybrid encoder for the seven findings, then a T5 decoder on
+its patches for the section "findings", of whose sentences each has twenty templates, and scores
+what it writes of the test patients. Then the same run is scored on the same studies with each film
+in the place of another patient's: what is right there is chance. Writes `table.md`, `scores.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from benchmarks import probing
+from configs.common import PHANTOMS
+from data_prep.phantom_anatomy import draw_study, locate
+from xmae_jax.scores import bootstrap
+from xmae_jax.scores.agreement import NAMES, labelled, side_agreement
+from xmae_jax.scores.reports import Reports, from_csv
+
+# Films drawn at SIDE would have the noise of films of 512 px in fewer pixels.
+DRAWN, SIDE = 512, 128
+STUDIES = 5000
+FIND_STEPS, WRITE_STEPS = 8000, 1200
+ENCODER = {
+    "stem": "hybrid",
+    "patch_size": 16,
+    "width": 128,
+    "depth": 2,
+    "heads": 4,
+    "base_grid": 8,
+    # Blocks begin as nothing, so that at first the convolutions learn alone.
+    "layer_scale": 0.01,
+}
+BATCH = 32
+# Films in other patients' places look like copies of films that are where they were.
+ALLOWED = ("--config.data.leaks=allow",)
+SHARED = {
+    "image_size": SIDE,
+    "compute_dtype": "float32",
+    "batch_size": BATCH,
+    "log_every": 50,
+    "checkpoint_every": 1_000_000,
+    "eval_every": 1_000_000,
+    "picture_every": 1_000_000,
+    **{f"objective.encoder.{name}": value for name, value in ENCODER.items()},
+}
+AUGMENT = dict(
+    rotate=4.0, scale=0.05, stretch=0.0, shift=0.04, mirror=0.5, gamma=0.25, contrast=0.0,
+    invert=0.0, noise=0.0, blur=0.0, haze=0.0,
+)  # fmt: skip
+FIND = {
+    **SHARED,
+    "objective.findings": PHANTOMS,
+    "objective.head.pool": "mean_max",
+    "objective.drop_path": 0.0,
+    "optim.blr": 2e-3 * 256 / BATCH,
+    "optim.layer_decay": 1.0,
+    # At the rate of convolutions blocks drown what these find.
+    "optim.rates": ((".*/blocks/.*", 0.1),),
+    "data.crop_scale": None,
+    "data.augment": AUGMENT,
+}
+WRITE = {
+    **SHARED,
+    "objective.head.decoder.vocab": 600,
+    "objective.head.decoder.width": 128,
+    "objective.head.decoder.depth": 2,
+    "objective.head.decoder.heads": 4,
+    "objective.head.decoder.head_width": 32,
+    "objective.head.decoder.hidden": 256,
+    "objective.head.decoder.dropout": 0.0,
+    "data.text.length": 128,
+    "data.text.prefix_length": 16,
+    "data.text.views": 1,
+    "data.augment": {**AUGMENT, "mirror": 0.0},
+    "optim.blr": 1e-3 * 256 / BATCH,
+}
+
+
+def rows_of(films: Path) -> list[dict[str, str]]:
+    """Read the table of films."""
+    with (films / "labels.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write_rows(films: Path, rows: list[dict[str, str]]) -> None:
+    """Write it."""
+    with (films / "labels.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def films_of(series: int, *, studies: int) -> int:
+    """Count the films of a series up to so many studies."""
+    seen: set[tuple[int, int]] = set()
+    for film in itertools.count():
+        patient, place = locate(series, film)
+        seen.add((patient, draw_study(series, patient, place)[0].index))
+        if len(seen) > studies:
+            return film
+    raise AssertionError("a series has no end")
+
+
+def draw(folder: Path, *, studies: int, series: int) -> None:
+    """Draw films; of ten patients eight learn, one chooses, one is scored."""
+    films = folder / "films"
+    if (films / "labels.csv").exists():
+        return
+    count = films_of(series, studies=studies)
+    many = ("--count", str(count), "--seed", str(series), "--size", str(DRAWN))
+    probing.run("data_prep.phantoms", "--output", str(films), *many)
+    rows = rows_of(films)
+    for row in rows:
+        turn = int(row["patient_id"].rpartition("-")[2]) % 10
+        row["split"] = "train" if turn < 8 else "val" if turn < 9 else "test"
+    write_rows(films, rows)
+
+
+def shuffle(folder: Path) -> Path:
+    """Make shards of the test studies in which each has the film of another patient."""
+    films, there = folder / "films", folder / "shuffled" / "films"
+    if not there.exists():
+        rows = [row for row in rows_of(films) if row["split"] == "test"]
+        rows = [row for row in rows if row["view"] != "LATERAL"]
+        for kind in ("images", "lung_masks"):
+            (there / kind).mkdir(parents=True)
+        for row, other in zip(rows, np.roll(np.arange(len(rows)), len(rows) // 2), strict=True):
+            for kind in ("images", "lung_masks"):
+                name, film = (Path(one["image"]).name for one in (row, rows[other]))
+                shutil.copyfile(films / kind / film, there / kind / name)
+        shutil.copyfile(films / "reports.csv", there / "reports.csv")
+        write_rows(there, rows)
+    return probing.build(folder / "shuffled", side=SIDE)
+
+
+def written(workdir: Path, *more: str) -> Reports:
+    """Score the run on "test", or on other data, and return what it wrote there."""
+    tables = "eval/report_test*/step_*/predictions.csv"
+    before = set(workdir.glob(tables))
+    evaluate = ("--task=evaluate", f"--workdir={workdir}", "--split=test")
+    probing.run("xmae_jax.main", *evaluate, *more)
+    (table,) = set(workdir.glob(tables)) - before
+    return from_csv(table.read_text(), name=str(table))
+
+
+def score(reports: Reports) -> dict[str, Any]:
+    """Score the reports by what was planted; sides by what their references say.
+
+    `chance` is the F1 of texts that say each finding as often as these do, of films at random.
+    """
+    places = [NAMES.index(name) for name in PHANTOMS]
+    texts = [one.generated for one in reports.studies]
+    said, there = labelled(texts)[:, places] == 1, reports.labels[:, places] == 1  # n c
+    marks = np.stack([said & there, said & ~there, ~said & there], axis=-1).astype(np.float64)
+    patients = reports.patients()
+    people = int(patients.max()) + 1
+    drawn = bootstrap.resample_sums(marks.sum(axis=1), patients, people=people)
+    sides = side_agreement(texts, [one.reference for one in reports.studies], patients=patients)
+    by_luck = said.mean(axis=0) * there.sum(axis=0)  # c
+    both = said.sum(axis=0) + there.sum(axis=0)
+    return {
+        "studies": len(texts),
+        "patients": people,
+        "f1": f1(marks.sum(axis=(0, 1))),
+        "f1_interval": bootstrap.interval(f1(drawn)),
+        "chance": 2 * by_luck.sum() / both.sum(),
+        "sides": {key: value for key, value in sides.items() if key != "findings"},
+        "findings": {
+            name: {
+                "studies": int(there[:, c].sum()),
+                "f1": f1(marks[:, c].sum(axis=0)),
+                "chance": 2 * by_luck[c] / max(both[c], 1),
+                # The labeller counts a nodule as a lesion, where sides are concerned.
+                "sides": sides["findings"].get("Lung Lesion" if name == "Nodule" else name),
+            }
+            for c, name in enumerate(PHANTOMS)
+        },
+    }
+
+
+def f1(marks: Float64[np.ndarray, "*s 3"]) -> Any:
+    """Return F1 of true positives, false positives and false negatives; 0 where there are none."""
+    right, rest = 2 * marks[..., 0], marks[..., 1] + marks[..., 2]
+    return right / np.maximum(right + rest, 1)
+
+
+def table_of(scores: dict[str, Any]) -> str:
+    """Write the table in Markdown."""
+    true, shuffled = scores["films"], scores["shuffled"]
+    lines = [
+        "| | studies | F1 | 95 % | right side | F1, films shuffled | chance |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    def line(name: str, one: dict, other: dict, *, studies: int, interval: str, side: str) -> None:
+        f1s = f"{one['f1']:.3f} | {interval} | {side} | {other['f1']:.3f} | {other['chance']:.3f}"
+        lines.append(f"| {name} | {studies} | {f1s} |")
+
+    for name, one in true["findings"].items():
+        told = one["sides"]
+        side = f"{told['right']} of {told['found']}" if told else ""
+        other = shuffled["findings"][name]
+        line(name, one, other, studies=one["studies"], interval="", side=side)
+    sides, bounds = true["sides"], true["f1_interval"]
+    share = sides["same"] / max(sides["found"], 1)
+    line(
+        "all seven",
+        true,
+        shuffled,
+        studies=true["studies"],
+        interval=f"{bounds[0]:.3f} to {bounds[1]:.3f}",
+        side=f"{sides['same']} of {sides['found']}, {share:.1%}",
+    )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Draw, train, score, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, help="runs/report_phantoms, or with --smoke _smoke")
+    parser.add_argument("--series", type=int, default=23, help="of phantoms")
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args(argv)
+    studies, find, write = (120, 8, 8) if args.smoke else (STUDIES, FIND_STEPS, WRITE_STEPS)
+    folder = args.folder or Path("runs/report_phantoms" + "_smoke" * args.smoke)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, what: Callable[[], Any]) -> Any:
+        begun = time.monotonic()
+        made = what()
+        seconds[name] = time.monotonic() - begun
+        return made
+
+    timed("draw", lambda: draw(folder, studies=studies, series=args.series))
+    shards = timed("build", lambda: probing.build(folder, "--duplicates", "drop", side=SIDE))
+    more = {"data.path": shards, "seed": 0}
+    found, run = folder / "findings", folder / "report"
+    steps = {"total_steps": find, "warmup_steps": max(1, find // 10)}
+    timed("findings", lambda: probing.train("finetune_full", found, {**FIND, **more, **steps}))
+    steps = {"total_steps": write, "warmup_steps": max(1, write // 10), "init_from": found}
+    timed("report", lambda: probing.train("finetune_report", run, {**WRITE, **more, **steps}))
+    scores = {
+        "films": timed("evaluate", lambda: score(written(run))),
+        "shuffled": score(written(run, f"--config.data.path={shuffle(folder)}", *ALLOWED)),
+        "seconds": seconds,
+    }
+    (folder / "table.md").write_text(table_of(scores) + "\n")
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    print(table_of(scores))
+    print(", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+
+
+if __name__ == "__main__":
+    main()
