@@ -3,10 +3,11 @@
 Command:  python -m benchmarks.report_phantoms           (about an hour on two cores)
           python -m benchmarks.report_phantoms --smoke     (three minutes)
 
-Draws 5,000 studies, fine-tunes a small hybrid encoder for the seven findings, then a T5 decoder on
-its patches for the section "findings", of whose sentences each has twenty templates, and scores
-what it writes of the test patients. Then the same run is scored on the same studies with each film
-in the place of another patient's: what is right there is chance. Writes `table.md`, `scores.json`.
+Draws 5,000 studies, trains a small hybrid encoder for the seven findings, freezes it, trains a T5
+decoder on its patches for the section "findings", of whose sentences each has twenty templates, and
+scores what it writes of the test patients. Then the same run is scored on the same studies with
+each film in the place of another patient's: where that is better than chance, something beside the
+film tells the model what to write. Writes `table.md` and `scores.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from xmae_jax.scores.reports import Reports, from_csv
 # Films drawn at SIDE would have the noise of films of 512 px in fewer pixels.
 DRAWN, SIDE = 512, 128
 STUDIES = 5000
-FIND_STEPS, WRITE_STEPS = 8000, 1200
+FIND_STEPS, WRITE_STEPS = 9000, 1000
 ENCODER = {
     "stem": "hybrid",
     "patch_size": 16,
@@ -46,8 +47,6 @@ ENCODER = {
     "layer_scale": 0.01,
 }
 BATCH = 32
-# Films in other patients' places look like copies of films that are where they were.
-ALLOWED = ("--config.data.leaks=allow",)
 SHARED = {
     "image_size": SIDE,
     "compute_dtype": "float32",
@@ -83,11 +82,15 @@ WRITE = {
     "objective.head.decoder.head_width": 32,
     "objective.head.decoder.hidden": 256,
     "objective.head.decoder.dropout": 0.0,
-    "data.text.length": 128,
-    "data.text.prefix_length": 16,
+    "objective.label_smoothing": 0.0,
+    # The longest of a hundred reports, and no indication.
+    "data.text.length": 112,
+    "data.text.prefix_length": 2,
     "data.text.views": 1,
     "data.augment": {**AUGMENT, "mirror": 0.0},
-    "optim.blr": 1e-3 * 256 / BATCH,
+    "optim.blr": 2e-3 * 256 / BATCH,
+    "optim.freeze": ("encoder/.*",),
+    "optim.rates": (),
 }
 
 
@@ -98,7 +101,7 @@ def rows_of(films: Path) -> list[dict[str, str]]:
 
 
 def write_rows(films: Path, rows: list[dict[str, str]]) -> None:
-    """Write it."""
+    """Write it, last of all: it says that the films are whole."""
     with (films / "labels.csv").open("w", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -117,7 +120,7 @@ def films_of(series: int, *, studies: int) -> int:
 
 
 def draw(folder: Path, *, studies: int, series: int) -> None:
-    """Draw films; of ten patients eight learn, one chooses, one is scored."""
+    """Draw films; of ten patients eight are for training, one for choices, one is scored."""
     films = folder / "films"
     if (films / "labels.csv").exists():
         return
@@ -134,11 +137,18 @@ def draw(folder: Path, *, studies: int, series: int) -> None:
 def shuffle(folder: Path) -> Path:
     """Make shards of the test studies in which each has the film of another patient."""
     films, there = folder / "films", folder / "shuffled" / "films"
-    if not there.exists():
-        rows = [row for row in rows_of(films) if row["split"] == "test"]
-        rows = [row for row in rows if row["view"] != "LATERAL"]
+    if not (there / "labels.csv").exists():
+        with (folder / "shards" / "rejected.csv").open(newline="") as lines:
+            rejected = {Path(row["file"]).name for row in csv.DictReader(lines)}
+        rows = [
+            row
+            for row in rows_of(films)
+            if row["split"] == "test"
+            and row["view"] != "LATERAL"
+            and Path(row["image"]).name not in rejected
+        ]
         for kind in ("images", "lung_masks"):
-            (there / kind).mkdir(parents=True)
+            (there / kind).mkdir(parents=True, exist_ok=True)
         for row, other in zip(rows, np.roll(np.arange(len(rows)), len(rows) // 2), strict=True):
             for kind in ("images", "lung_masks"):
                 name, film = (Path(one["image"]).name for one in (row, rows[other]))
@@ -150,11 +160,10 @@ def shuffle(folder: Path) -> Path:
 
 def written(workdir: Path, *more: str) -> Reports:
     """Score the run on "test", or on other data, and return what it wrote there."""
-    tables = "eval/report_test*/step_*/predictions.csv"
-    before = set(workdir.glob(tables))
     evaluate = ("--task=evaluate", f"--workdir={workdir}", "--split=test")
     probing.run("xmae_jax.main", *evaluate, *more)
-    (table,) = set(workdir.glob(tables)) - before
+    tables = workdir.glob("eval/report_test*/step_*/predictions.csv")
+    table = max(tables, key=lambda one: one.stat().st_mtime_ns)
     return from_csv(table.read_text(), name=str(table))
 
 
@@ -178,7 +187,7 @@ def score(reports: Reports) -> dict[str, Any]:
         "patients": people,
         "f1": f1(marks.sum(axis=(0, 1))),
         "f1_interval": bootstrap.interval(f1(drawn)),
-        "chance": 2 * by_luck.sum() / both.sum(),
+        "chance": 2 * by_luck.sum() / max(both.sum(), 1),
         "sides": {key: value for key, value in sides.items() if key != "findings"},
         "findings": {
             name: {
@@ -203,7 +212,7 @@ def table_of(scores: dict[str, Any]) -> str:
     """Write the table in Markdown."""
     true, shuffled = scores["films"], scores["shuffled"]
     lines = [
-        "| | studies | F1 | 95 % | right side | F1, films shuffled | chance |",
+        "| | with it | F1 | 95 % | sided, told with a side, right | F1, films shuffled | chance |",
         "|---|---|---|---|---|---|---|",
     ]
 
@@ -213,18 +222,18 @@ def table_of(scores: dict[str, Any]) -> str:
 
     for name, one in true["findings"].items():
         told = one["sides"]
-        side = f"{told['right']} of {told['found']}" if told else ""
+        side = f"{told['sided']}, {told['found']}, {told['right']}" if told else ""
         other = shuffled["findings"][name]
         line(name, one, other, studies=one["studies"], interval="", side=side)
     sides, bounds = true["sides"], true["f1_interval"]
     share = sides["same"] / max(sides["found"], 1)
     line(
-        "all seven",
+        f"all seven, {true['studies']} studies, micro",
         true,
         shuffled,
-        studies=true["studies"],
+        studies=sum(one["studies"] for one in true["findings"].values()),
         interval=f"{bounds[0]:.3f} to {bounds[1]:.3f}",
-        side=f"{sides['same']} of {sides['found']}, {share:.1%}",
+        side=f"{sides['sided']}, {sides['found']}, {sides['same']} ({share:.1%})",
     )
     return "\n".join(lines)
 
@@ -256,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     timed("report", lambda: probing.train("finetune_report", run, {**WRITE, **more, **steps}))
     scores = {
         "films": timed("evaluate", lambda: score(written(run))),
-        "shuffled": score(written(run, f"--config.data.path={shuffle(folder)}", *ALLOWED)),
+        "shuffled": score(written(run, f"--config.data.path={shuffle(folder)}")),
         "seconds": seconds,
     }
     (folder / "table.md").write_text(table_of(scores) + "\n")

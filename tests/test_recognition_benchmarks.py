@@ -60,6 +60,22 @@ def test_probes_on_phantoms_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_reports_of_phantoms_run_and_are_scored_again(tmp_path, capsys):
+    from benchmarks import report_phantoms
+
+    for _ in range(2):
+        report_phantoms.main(["--smoke", "--folder", str(tmp_path)])
+        assert "all seven" in capsys.readouterr().out
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert told["films"]["studies"] == told["shuffled"]["studies"] > 5
+    ids = [
+        {line.split(",")[3] for line in table.read_text().splitlines()}
+        for table in tmp_path.glob("report/eval/report_test*/*/predictions.csv")
+    ]
+    assert len(ids) == 2 and ids[0] == ids[1]
+
+
+@pytest.mark.slow
 def test_real_films_run(tmp_path, capsys):
     from benchmarks import recognition_real
     from data_prep import phantoms

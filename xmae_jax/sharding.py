@@ -43,10 +43,8 @@ RULES = (
     (r".*/(cls|mask_token|registers|positions|relative_bias)", P()),
     (r".*/embedding", P(None, "fsdp")),
     (r".*/decoder/out/kernel", P("fsdp")),
-    (
-        r".*/(unet|dense|head|patch_embed/level\d+)/.*",
-        P(),
-    ),  # ten million parameters: a copy on every device
+    (r".*/(unet|dense|head)/.*", P()),  # ten million parameters: a copy on every device
+    (r".*/patch_embed/level\d+/.*", P()),  # twenty million of a ViT-L
     (r"step|guard/\w+|opt_state/.*/?count", P()),
 )
 """(regular expression over the paths of the train state, how to split); the first match counts.

@@ -85,7 +85,10 @@ def test_attentive_against_numpy(valid):
         np.testing.assert_allclose(got["logits"][row], want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [LinearConfig("linear", "cls_mean", 2), ATTENTIVE])
+@pytest.mark.parametrize(
+    "config",
+    [LinearConfig("linear", "cls_mean", 2), LinearConfig("linear", "mean_max", 2), ATTENTIVE],
+)
 def test_a_row_without_valid_patches_is_finite(config):
     apply, params = as_function(head_of(config, 2))
     out = apply(params, spoiled(features_of(valid=np.zeros((3, 8), bool))))

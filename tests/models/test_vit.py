@@ -104,15 +104,19 @@ def test_what_decays_and_how_fast_it_moves():
 
 
 def test_a_hybrid_stem_sees_past_a_patch_and_no_linear_one_does():
-    def seen(stem):
+    def pull(stem):
         encoder = made(stem=stem, layer_scale=0.0)  # tokens keep to themselves
-        return jax.grad(lambda x: encoder(x).patches[0, 27].sum())(films(1))[0, :, :, 0] != 0
+        slope = jax.grad(lambda x: encoder(x).patches[0, 27, 0])(films(1))
+        return np.abs(slope[0, :, :, 0])
 
-    hybrid, linear = seen("hybrid"), seen("linear")
+    hybrid, linear = pull("hybrid"), pull("linear")
     patch = np.zeros((32, 32), bool)
     patch[12:16, 12:16] = True  # the 28th of 8 x 8 patches of 4 px
-    np.testing.assert_array_equal(linear, patch)
-    assert hybrid[10:18, 10:18].all()
+    assert linear[patch].min() > 0 == linear[~patch].max()
+    around = np.zeros((32, 32), bool)
+    around[10:18, 10:18] = True
+    # By convolutions; what lies further off comes by way of the norms' statistics alone.
+    assert hybrid[around & ~patch].mean() > 5 * hybrid[~around].mean() > 0
     names = flatten(nnx.to_pure_dict(nnx.state(made(stem="hybrid"), nnx.Param)))
     shapes = {name: leaf.shape for name, leaf in names.items() if name.startswith("patch_embed")}
     assert shapes["patch_embed/level0/conv1/kernel"] == (3, 3, 4, 8)

@@ -164,6 +164,7 @@ def outputs(opened, **feed):
     [
         ({"objective__head": CLS}, False),
         ({}, True),
+        ({"objective__head": dict(kind="linear", pool="mean_max", layers=2)}, True),
         ({"objective__head": dict(kind="attentive", layers=2, width=16, heads=2)}, True),
         ({"objective__head": QUERY}, True),
         ({"objective__head": QUERY | dict(groups=3, queries="learned", cls_skip=False)}, True),

@@ -189,6 +189,13 @@ def test_the_released_stem_has_no_class_there(tmp_path):
     assert found["patch_embed.conv2.weight"].shape == (32, 32, 4, 4)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "hf"])
+def test_a_hybrid_stem_has_names_nowhere(tmp_path, form):
+    config = make_run(tmp_path / "run", "finetune_full", objective__encoder__stem="hybrid")
+    with pytest.raises(ConfigError, match="hybrid"):
+        exported(tmp_path / "run", config, form)
+
+
 def test_the_card_tells_data_licences_digests_and_scores(classifier, mae):
     workdir, config = classifier
     for step, auroc in ((2, 0.1), (7, 0.75)):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.test_configs import resolved
-from xmae_jax.config import ConfigError, to_json
+from xmae_jax.config import ConfigError, objective_of, to_json
 from xmae_jax.data.features import (
     FeatureSource,
     FeatureView,
@@ -21,9 +21,11 @@ from xmae_jax.data.features import (
 from xmae_jax.data.findings import FINDINGS
 from xmae_jax.data.index import read_entries, write_index
 from xmae_jax.data.manifest import DataError, file_digest, load_manifest, write_manifest
+from xmae_jax.objectives import OBJECTIVES
 from xmae_jax.optim import Grid
 from xmae_jax.scores.predictions import from_csv
 from xmae_jax.tasks import probe, train
+from xmae_jax.tasks.features import what_to_read
 from xmae_jax.tasks.held_out import Model
 from xmae_jax.tasks.members import macro
 from xmae_jax.tasks.model import load_run
@@ -235,6 +237,14 @@ def test_a_probe_that_reads_films(config, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "encoder_digest", lambda params: "another")
     with pytest.raises(ConfigError, match="grid was begun with another config, encoder or data"):
         run(small, tmp_path)
+
+
+@pytest.mark.parametrize(("pool", "reads"), [("cls_mean", "pooled"), ("mean_max", "patches")])
+def test_a_maximum_over_patches_is_not_made_of_means(config, pool, reads):
+    one = dataclasses.replace(config, objective={**config.objective, "head": dict(
+        kind="linear", pool=pool, layers=1)})  # fmt: skip
+    objective = objective_of(one, OBJECTIVES)
+    assert what_to_read(one, objective, films=10, say=print) == reads
 
 
 def test_a_finished_probe_and_a_changed_one(config, done, capsys):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from xmae_jax.heads.parts import mean, most, tokens
+from xmae_jax.heads.parts import maximum, mean, tokens
 from xmae_jax.typing import Features
 
 
@@ -24,7 +24,7 @@ class LinearConfig:
     kind: Literal["linear"]
     pool: Literal["cls", "mean", "cls_mean", "mean_max"]
     """"cls_mean" joins the mean patch of the last block to the CLS of all; "mean_max" joins the
-    mean patch and the largest value of each channel, by which a small lesion is found sooner."""
+    mean patch and the largest value of each channel, which one small lesion can move."""
     layers: int
     """How many of the last blocks are read, joined along the width."""
 
@@ -52,10 +52,9 @@ class LinearHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        blocks = {"cls_mean": config.layers + 1, "mean_max": 2 * config.layers}.get(
-            config.pool, config.layers
-        )
-        self.out = linear_out(blocks * width, findings, rngs=rngs)
+        layers = config.layers
+        blocks = {"cls": layers, "mean": layers, "cls_mean": layers + 1, "mean_max": 2 * layers}
+        self.out = linear_out(blocks[config.pool] * width, findings, rngs=rngs)
 
     def pooled(self, features: Features) -> Float[Array, "b d"]:
         """Return what the map reads, float32: of all blocks, the oldest first."""
@@ -65,7 +64,7 @@ class LinearHead(nnx.Module):
         if self.config.pool == "mean":
             return mean(patches, features.valid)
         if self.config.pool == "mean_max":
-            average, largest = mean(patches, features.valid), most(patches, features.valid)
+            average, largest = mean(patches, features.valid), maximum(patches, features.valid)
             return jnp.concatenate([average, largest], axis=-1)
         _, patches = tokens(features, layers=1)
         last = mean(patches, features.valid)

@@ -35,13 +35,15 @@ def mean(patches: Float[Array, "b k d"], valid: Bool[Array, "b k"] | None) -> Fl
     return patches.sum(axis=1) / count
 
 
-def most(patches: Float[Array, "b k d"], valid: Bool[Array, "b k"] | None) -> Float[Array, "b d"]:
+def maximum(
+    patches: Float[Array, "b k d"], valid: Bool[Array, "b k"] | None
+) -> Float[Array, "b d"]:
     """Take each channel's largest value over the valid patches, float32; zero where none is."""
     patches = patches.astype(jnp.float32)
     if valid is None:
         return patches.max(axis=1)
     largest = jnp.where(valid[:, :, None], patches, -jnp.inf).max(axis=1)
-    return jnp.where(valid.any(axis=1, keepdims=True), largest, 0)
+    return jnp.where(valid.sum(axis=1, keepdims=True) > 0, largest, 0)
 
 
 def attention_map(

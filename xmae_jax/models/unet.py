@@ -65,8 +65,8 @@ def _halve(x: Float[Array, "b h w d"]) -> Float[Array, "b h/2 w/2 d"]:
     return x.reshape(b, h // 2, 2, w // 2, 2, d).mean(axis=(2, 4))
 
 
-def largest(x: Float[Array, "b h w d"]) -> Float[Array, "b h/2 w/2 d"]:
-    """Take the largest of two by two values."""
+def max_pool(x: Float[Array, "b h w d"]) -> Float[Array, "b h/2 w/2 d"]:
+    """Pool two by two values by their maximum: as nnx.max_pool, whose gradient is slow on CPUs."""
     return jnp.maximum(
         jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2]),
         jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2]),

@@ -1,4 +1,4 @@
-"""Vision transformer encoder that reads visible patches only.
+"""Vision transformer encoder that reads visible patches only, or with a hybrid stem all of them.
 
 He et al., Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377, section 3). Differs
 from the reference in that pixels are gathered before they are embedded, so that a hidden patch
@@ -28,7 +28,7 @@ from xmae_jax.models.layers import (
 )
 from xmae_jax.models.patches import patchify
 from xmae_jax.models.position import Resample, resample, sincos_2d
-from xmae_jax.models.unet import ConvBlock, largest
+from xmae_jax.models.unet import ConvBlock, max_pool
 from xmae_jax.typing import Features
 
 
@@ -99,11 +99,12 @@ class ConvStem(nnx.Module):
 class HybridStem(nnx.Module):
     """A convolutional network whose map at the stride of a patch gives the tokens.
 
-    Dosovitskiy et al. (arXiv 2010.11929, section 3.1, "hybrid architecture"). Pixels come in two by
-    two; a level is two 3 x 3 convolutions, each with an instance norm (Ulyanov et al., arXiv
-    1607.08022) and a ReLU; from level to level the largest of two by two values goes on, and
-    channels double up to the encoder's width. What is thin or faint, as a pleural line, is found
-    with few films, where attention over linear patches takes many or a long pre-training.
+    After Dosovitskiy et al. (arXiv 2010.11929, section 3.1, "hybrid architecture"). Differs from
+    theirs, a ResNet with group norms: pixels come in two by two; a level is two 3 x 3 convolutions,
+    each with an instance norm (Ulyanov et al., arXiv 1607.08022) and a ReLU; between levels lies a
+    2 x 2 max pooling, and channels double up to the encoder's width. A token has read more than
+    its patch, and norms run over the whole square: padding is part of their statistics, so a
+    film's tokens depend on how much of the square is padding.
     """
 
     def __init__(self, width: int, patch_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -118,7 +119,7 @@ class HybridStem(nnx.Module):
         b, h, w, _ = image.shape
         x = patchify(image, 2).reshape(b, h // 2, w // 2, 4)
         for level in range(self.levels):
-            x = getattr(self, f"level{level}")(largest(x) if level else x)
+            x = getattr(self, f"level{level}")(max_pool(x) if level else x)
         return self.out(x.reshape(b, -1, x.shape[-1]))
 
 

@@ -129,6 +129,8 @@ def _parts(loaded: LoadedRun) -> Parts:
 def _safetensors(folder: Path, loaded: LoadedRun, name: str, about: About) -> tuple[str, list[str]]:
     """Write one file with the names of timm, and of facebookresearch/mae for the decoder."""
     parts = _parts(loaded)
+    if parts.encoder.stem == "hybrid":
+        raise ConfigError("config.export.format: timm and MAE have no names for a hybrid stem")
     table = "TIMM" if parts.decoder is None else "MAE"
     arrays, left = weights.renamed(parts.flat, table)
     arrays = weights.with_positions(

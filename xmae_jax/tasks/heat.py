@@ -5,7 +5,7 @@ all patches of the film get; 1 is even.
 "rollout": attention rollout (Abnar and Zuidema, arXiv 2005.00928) through all blocks, from that map
 or, for a linear head, from the tokens that it pools; 1 is even among the patches of the film, what
 goes to CLS, registers and padding is left out. It says less of the finding than of the film: for a
-linear head it is one map for all findings.
+linear head it is one map for all findings, and of "mean_max" it knows the mean alone.
 "gradient": tokens, less the film's mean token, times the logit's gradient at them, summed over the
 width, the negative part cut off: with a linear head over mean patches, by how much a patch raises
 the logit more than the film's mean patch does, times the patches. Grad-CAM (Selvaraju et al., arXiv
@@ -15,7 +15,8 @@ enters the blocks that it reads.
 
 Padding has 0 in each of them, so that scales are the film's own.
 
-None of it is proof of a reason: a map shows what the model used, not what is there.
+None of it is proof of a reason: a map shows what the model used, not what is there. Behind a hybrid
+stem a patch stands for what its token has read, which reaches several patches further.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _rollout(model: Classifier, batch: Batch, chosen: Int[Array, "b m"]) -> Floa
     valid, config = batch["valid"], head.config
     if isinstance(config, LinearConfig):
         share = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
-        of_cls = {"cls": 1.0, "cls_mean": 0.5}.get(config.pool, 0.0)
+        of_cls = {"cls": 1.0, "mean": 0.0, "cls_mean": 0.5, "mean_max": 0.0}[config.pool]
         weights, cls = (1 - of_cls) * share, jnp.full((len(valid), 1), of_cls)
         rows = jnp.concatenate([cls, weights], axis=1)[:, None]
         rows = jnp.repeat(rows, chosen.shape[1], axis=1)  # b m 1+n

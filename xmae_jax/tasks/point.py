@@ -234,6 +234,10 @@ def _estimated(config: Config, mesh: Mesh, place: Place, films: int) -> Point:
     gave; 2 for a block's input alone. The block that is being computed needs all of it.
     """
     objective = objective_of(config, OBJECTIVES)
+    encoder = getattr(objective, "encoder", None)
+    if encoder is not None and encoder.stem == "hybrid":
+        raise ConfigError("--task=plan: what a hybrid stem keeps is measured on devices or compiled"
+                          " for TPUs, not estimated")  # fmt: skip
     program = lay_out(config, objective, mesh)
     state = bytes_of(program.shapes, program.shardings)
     gradient = bytes_of(program.shapes.params, program.shardings.params)
