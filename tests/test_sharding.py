@@ -35,7 +35,7 @@ def both_decoders():
             yield pytest.param(c, kind, id=f"{name}-{kind}")
 
 
-@pytest.mark.parametrize(("c", "kind"), both_decoders())
+@pytest.mark.parametrize(("c", "kind"), list(both_decoders()))
 def test_a_rule_for_every_leaf_and_moments_beside_their_parameter(c, kind):
     tensor = 1
     c.objective.ema_decay = 0.99
