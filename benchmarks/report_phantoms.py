@@ -1,6 +1,6 @@
 """Reports of unseen phantom patients: findings, their sides, and what is left with films shuffled.
 
-Command:  python -m benchmarks.report_phantoms           (about an hour on two cores)
+Command:  python -m benchmarks.report_phantoms           (half an hour on two cores)
           python -m benchmarks.report_phantoms --smoke     (three minutes)
 
 Draws 5,000 studies, trains a small hybrid encoder for the seven findings, freezes it, trains a T5
