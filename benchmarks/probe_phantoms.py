@@ -12,7 +12,6 @@ averaged. Writes `table.md` and `scores.json`.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
 
@@ -42,27 +41,13 @@ DIFFERENCES = (
 )
 
 
-def split(films: Path) -> None:
-    """Put half of the patients into "train", a tenth into "val" and the others into "test"."""
-    table = films / "labels.csv"
-    with table.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    for row in rows:
-        turn = int(row["patient_id"].rpartition("-")[2]) % 10
-        row["split"] = "train" if turn < 5 else "val" if turn < 6 else "test"
-    with table.open("w", newline="") as out:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def make_shards(folder: Path, *, count: int, series: int) -> Path:
     """Draw films and make shards of them, unless they are there."""
     if not (folder / "shards" / "manifest.json").exists():
         films = folder / "films"
         draw = ("--count", str(count), "--seed", str(series), "--size", str(probing.SIDE))
         probing.run("data_prep.phantoms", "--output", str(films), *draw, *NODULES)
-        split(films)
+        probing.split(films, train=5, val=1)
     return probing.build(folder, "--duplicates", "drop")
 
 

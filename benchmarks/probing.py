@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,29 @@ def train(config: str, workdir: Path, settings: Mapping[str, object]) -> None:
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     print(f"{workdir}: {config}", flush=True)
     run("xmae_jax.main", f"--config=configs/{config}.py", f"--workdir={workdir}", *flags)
+
+
+def rows_of(films: Path) -> list[dict[str, str]]:
+    """Read the table of films."""
+    with (films / "labels.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write_rows(films: Path, rows: list[dict[str, str]]) -> None:
+    """Write the table of films."""
+    with (films / "labels.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def split(films: Path, *, train: int, val: int) -> None:
+    """Put so many of ten patients of phantoms into "train" and "val", the others into "test"."""
+    rows = rows_of(films)
+    for row in rows:
+        turn = int(row["patient_id"].rpartition("-")[2]) % 10
+        row["split"] = "train" if turn < train else "val" if turn < train + val else "test"
+    write_rows(films, rows)
 
 
 def build(folder: Path, *more: str, side: int = SIDE) -> Path:

@@ -95,20 +95,6 @@ WRITE = {
 }
 
 
-def rows_of(films: Path) -> list[dict[str, str]]:
-    """Read the table of films."""
-    with (films / "labels.csv").open(newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
-def write_rows(films: Path, rows: list[dict[str, str]]) -> None:
-    """Write it, last of all: it says that the films are whole."""
-    with (films / "labels.csv").open("w", newline="") as out:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def films_of(series: int, *, studies: int) -> int:
     """Count the films of a series up to so many studies."""
     seen: set[tuple[int, int]] = set()
@@ -127,13 +113,7 @@ def draw(folder: Path, *, studies: int, series: int) -> None:
         count = films_of(series, studies=studies)
         many = ("--count", str(count), "--seed", str(series), "--size", str(DRAWN))
         probing.run("data_prep.phantoms", "--output", str(films), *many)
-    rows = rows_of(films)
-    if "split" in rows[0]:
-        return
-    for row in rows:
-        turn = int(row["patient_id"].rpartition("-")[2]) % 10
-        row["split"] = "train" if turn < 8 else "val" if turn < 9 else "test"
-    write_rows(films, rows)
+    probing.split(films, train=8, val=1)
 
 
 def shuffle(folder: Path) -> Path:
@@ -144,7 +124,7 @@ def shuffle(folder: Path) -> Path:
             rejected = {Path(row["file"]).name for row in csv.DictReader(lines)}
         rows = [
             row
-            for row in rows_of(films)
+            for row in probing.rows_of(films)
             if row["split"] == "test"
             and row["view"] != "LATERAL"
             and Path(row["image"]).name not in rejected
@@ -156,7 +136,7 @@ def shuffle(folder: Path) -> Path:
                 name, film = (Path(one["image"]).name for one in (row, rows[other]))
                 shutil.copyfile(films / kind / film, there / kind / name)
         shutil.copyfile(films / "reports.csv", there / "reports.csv")
-        write_rows(there, rows)
+        probing.write_rows(there, rows)
     return probing.build(folder / "shuffled", side=SIDE)
 
 
