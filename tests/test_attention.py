@@ -89,7 +89,7 @@ def test_splash_s_blocks_are_large_and_waste_little():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("n", "m"), [(197, 197), (1601, 185)])
+@pytest.mark.parametrize(("n", "m"), [(196, 196), (197, 197), (1601, 185), (1601, 6400)])
 def test_cudnn_is_plain(n, m):
     q, k, v = (x.astype(jnp.bfloat16) for x in inputs(n, m))
     want = with_gradients(by_hand, *(x.astype(jnp.float32) for x in (q, k, v)))

@@ -49,8 +49,7 @@ def attend(
             rows = ("rows", None, "heads", None)
             out = sharding.per_device(_splash, (rows, rows, rows), rows)(q, k, v)
         elif backend == "cudnn":
-            out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-            out = checkpoint_name(out, SAVED)  # the others name what they keep
+            out = checkpoint_name(_cudnn(q, k, v), SAVED)  # the others name what they keep
         else:
             out = (_plain if backend == "plain" else _chunked)(q, k, v)
         return out
@@ -139,6 +138,20 @@ _plain.defvjp(_plain_forward, _plain_backward)
 def _pad(x: Array, multiple: int) -> Array:
     """Fill axis 1 with zeros up to a multiple."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
+
+
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    """Run NVIDIA's kernel; JAX has no gradient of it at odd lengths, so those get a masked token."""
+    b, n, m = len(q), q.shape[1], k.shape[1]
+    lengths: dict[str, Array] = {}
+    if n % 2 or m % 2:
+        q, k, v = (_pad(x, 2) for x in (q, k, v))
+        lengths = {
+            "query_seq_lengths": jnp.full(b, n, jnp.int32),
+            "key_value_seq_lengths": jnp.full(b, m, jnp.int32),
+        }
+    out = jax.nn.dot_product_attention(q, k, v, **lengths, implementation="cudnn")
+    return out[:, :n]
 
 
 def _splash(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
