@@ -141,7 +141,7 @@ def _pad(x: Array, multiple: int) -> Array:
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
-    """Run NVIDIA's kernel; JAX has no gradient of it at odd lengths, so those get a masked token."""
+    """Run NVIDIA's kernel; JAX has no gradient of it at odd lengths: a masked token is added."""
     b, n, m = len(q), q.shape[1], k.shape[1]
     lengths: dict[str, Array] = {}
     if n % 2 or m % 2:
