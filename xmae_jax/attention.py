@@ -143,14 +143,13 @@ def _pad(x: Array, multiple: int) -> Array:
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
     """Run NVIDIA's kernel; JAX has no gradient of it at odd lengths: a masked token is added."""
     b, n, m = len(q), q.shape[1], k.shape[1]
-    lengths: dict[str, Array] = {}
-    if n % 2 or m % 2:
-        q, k, v = (_pad(x, 2) for x in (q, k, v))
-        lengths = {
-            "query_seq_lengths": jnp.full(b, n, jnp.int32),
-            "key_value_seq_lengths": jnp.full(b, m, jnp.int32),
-        }
-    out = jax.nn.dot_product_attention(q, k, v, **lengths, implementation="cudnn")
+    odd = n % 2 or m % 2
+    out = jax.nn.dot_product_attention(
+        *(_pad(x, 2) for x in (q, k, v)),
+        query_seq_lengths=jnp.full(b, n, jnp.int32) if odd else None,
+        key_value_seq_lengths=jnp.full(b, m, jnp.int32) if odd else None,
+        implementation="cudnn",
+    )
     return out[:, :n]
 
 
