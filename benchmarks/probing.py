@@ -76,11 +76,13 @@ def rows_of(films: Path) -> list[dict[str, str]]:
 
 
 def write_rows(films: Path, rows: list[dict[str, str]]) -> None:
-    """Write the table of films."""
-    with (films / "labels.csv").open("w", newline="") as out:
+    """Write the table of films, whole or not at all."""
+    part = films / "labels.csv.part"
+    with part.open("w", newline="") as out:
         writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    part.replace(films / "labels.csv")
 
 
 def split(films: Path, *, train: int, val: int) -> None:

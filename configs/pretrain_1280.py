@@ -3,9 +3,9 @@
 Command:  python -m xmae_jax.main --config=configs/pretrain_1280.py --config.data.path=SHARDS
           (the chain: --config.init_from=runs/pretrain_640)
 Hardware: a pod; docs/performance.md has what the compiler says of TPU v4 to v6e, and
-          `--task=plan --config.plan.topology=v5e:16x16` prints it. One NVIDIA H200 does 57 films
-          a second in steps of 16.
-Expected: not yet run for long at full size; ":smoke" takes about a minute on two CPU cores.
+          `--task=plan --config.plan.topology=v5e:16x16` prints it. The step alone: 57 films a
+          second on one NVIDIA H200, 16 at a time (`python -m benchmarks.gpu`).
+Expected: not yet run at full size but for a step; ":smoke" takes about a minute on two CPU cores.
 
 Follows Wang et al., Pre-training on High Definition X-ray Images (arXiv 2404.17926), in size,
 ratios and the outline that masks. Differs from it in 16-pixel patches, so that a token stands for

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# "cuda" for `-m gpu`; what a shell has in JAX_PLATFORMS does not count.
+os.environ["JAX_PLATFORMS"] = os.environ.get("XMAE_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8"
 )

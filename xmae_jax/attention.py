@@ -141,9 +141,14 @@ def _pad(x: Array, multiple: int) -> Array:
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
-    """Run NVIDIA's kernel; JAX has no gradient of it at odd lengths: a masked token is added."""
+    """Run NVIDIA's kernel at even lengths: an odd one gets one more token, which is masked.
+
+    JAX (0.10 to 0.12) refuses the gradient at odd lengths where there is a bias, and takes the
+    empty array that stands for none as one.
+    """
     b, n, m = len(q), q.shape[1], k.shape[1]
     odd = n % 2 or m % 2
+    # Of rows that are sharded every device may read the first lengths: they have to be all alike.
     out = jax.nn.dot_product_attention(
         *(_pad(x, 2) for x in (q, k, v)),
         query_seq_lengths=jnp.full(b, n, jnp.int32) if odd else None,
