@@ -107,7 +107,7 @@ def films_of(series: int, *, studies: int) -> int:
 
 
 def draw(folder: Path, *, studies: int, series: int) -> None:
-    """Draw films, keep frontal ones; eight of ten patients train, one is for choices, one scored."""
+    """Draw films, keep frontal ones; eight of ten patients train, one chooses, one is scored."""
     films = folder / "films"
     if not (films / "labels.csv").exists():
         count = films_of(series, studies=studies)
